@@ -1,0 +1,1 @@
+"""Helpers behind the notebooks: one engine, four papers on local explanations."""
