@@ -1,0 +1,269 @@
+"""Fast forward passes: ONNX Runtime on the CPU, torch elsewhere.
+
+A module is exported once, the export is checked against torch and kept in the cache under
+a key of the module's code and weights. Gradients never pass through here.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+import logging
+import os
+import platform
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from xaiutils import assets
+
+log = logging.getLogger("xaiutils")
+
+TOLERANCE = 1e-4  # largest difference between the export and torch, relative to the outputs' size
+SIZES = (4, 8, 16, 32, 64, 256, 1024)  # candidate batch sizes
+BATCH_BYTES = 24 * 2**20  # no candidate batch is larger, unless it is the smallest
+
+# Layers whose training mode makes outputs random or dependent on the batch.
+_MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+
+_forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class Forward:
+    """A model as a function from a torch batch (B, *shape) to an array (B, K).
+
+    Attributes
+    ----------
+    backend : "onnxruntime", "torch" or "callable"
+    batch_size : int
+        The fastest of a few sizes, measured when the model was first used.
+    device : torch.device
+        Where the batches must be.
+    """
+
+    def __init__(self, call, backend: str, device: torch.device, dtype=None):
+        self._call = call
+        self.backend = backend
+        self.device = device
+        self.batch_size = 32
+        self._dtype = dtype  # numpy dtype of floating inputs, None keeps theirs
+
+    def cast(self, x: np.ndarray) -> np.ndarray:
+        """`x` in the dtype the model computes in; integers are left alone."""
+        if self._dtype is not None and np.issubdtype(x.dtype, np.floating):
+            return x.astype(self._dtype, copy=False)
+        return x
+
+    def __call__(self, batch: torch.Tensor) -> np.ndarray:
+        return self._call(batch)
+
+
+def threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """The torch device of this name; "auto" is a CUDA GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device {device!r} cannot be used here ({error}); "auto" can') from None
+    return place
+
+
+def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
+    """The fastest way to run `model` on batches of inputs like `x`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        See `perturb.evaluate`.
+    x : ndarray
+        One input, no batch axis: its shape and dtype are what the model gets.
+    device : str
+        "auto" is the module's own device; otherwise a copy is moved there.
+
+    Raises
+    ------
+    ValueError
+        If dropout or batch norm is in training mode.
+    """
+    if not isinstance(model, torch.nn.Module):
+        if not callable(model):
+            raise ValueError(f"model must be a torch.nn.Module or a callable, got {model!r}")
+        place = torch.device("cpu" if device == "auto" else device)
+        return Forward(lambda batch: _array(model(batch)), "callable", place)
+    if any(part.training and isinstance(part, _MOODY) for part in model.modules()):
+        raise ValueError("model is in training mode; call model.eval() before explaining it")
+
+    weights = [*model.parameters(), *model.buffers()]
+    own = weights[0].device if weights else torch.device("cpu")
+    place = own if device == "auto" else torch.device(device)
+    dtypes = {w.dtype for w in weights if w.is_floating_point()}
+    dtype = torch.empty(0, dtype=dtypes.pop()).numpy().dtype if len(dtypes) == 1 else None
+    signature = (x.shape, x.dtype, place, _version(weights))
+    known = _forwards.setdefault(model, {})
+    if signature not in known:
+        known.clear()  # weights changed, or another kind of input: one entry per model is enough
+        # The cache must not hold the caller's module, or its weak keys would never let go.
+        get = weakref.ref(model)
+        if place != own:
+            moved = copy.deepcopy(model).to(place)
+            get = lambda: moved  # noqa: E731
+        known[signature] = _prepare(get, x, place, dtype)
+    return known[signature]
+
+
+def _prepare(get, x, device, dtype):
+    def with_torch(batch):
+        with torch.inference_mode():
+            return _array(get()(batch))
+
+    plain = Forward(with_torch, "torch", device, dtype)
+    example = plain.cast(x)
+    if device.type == "cpu" and example.dtype == np.float32:
+        try:
+            return _onnx(get(), example, plain)
+        except Exception as error:  # any model must work; only the speed is lost
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            log.warning("ONNX Runtime cannot run this model (%s): using torch", reason[0][:120])
+    plain.batch_size = _fastest(plain, example, device)
+    return plain
+
+
+def _onnx(module, x: np.ndarray, plain: Forward) -> Forward:
+    folder = assets.cache_folder() / "onnx"
+    path = folder / f"{_key(module, x.shape)}.onnx"
+    with assets.writing(folder, path.name):
+        if path.exists():
+            try:
+                fast = _checked(path, x, plain)
+            except Exception:  # damaged or tampered with: the export below replaces it
+                path.unlink()
+        if not path.exists():
+            with assets.replacing(path) as partial:
+                _export(module, x, partial)
+                fast = _checked(partial, x, plain)
+        fast.batch_size = _remembered_size(path.with_suffix(".json"), fast, x)
+    return fast
+
+
+def _export(module, x, path: Path) -> None:
+    batch = torch.from_numpy(np.stack([x, x]))
+    training = [part for part in module.modules() if part.training]
+    module.eval()  # a bare container starts in training mode, which the exporter warns about
+    try:
+        torch.onnx.export(
+            module,
+            (batch,),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _checked(path: Path, x, plain: Forward) -> Forward:
+    """The exported model, if its outputs are those of torch.
+
+    Raises
+    ------
+    ValueError
+        If they differ by more than `TOLERANCE`.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    fast = Forward(
+        lambda batch: session.run(None, {name: batch.numpy()})[0],
+        "onnxruntime",
+        torch.device("cpu"),
+        np.float32,
+    )
+    probe = torch.from_numpy(np.stack([x, np.flip(x).copy(), np.zeros_like(x)]))
+    expected, found = plain(probe), fast(probe)
+    gap = np.abs(expected - found).max() / max(np.abs(expected).max(), 1.0)
+    if not gap <= TOLERANCE:
+        raise ValueError(f"its export differs from torch by {gap:.1e}, allowed {TOLERANCE:.0e}")
+    return fast
+
+
+def _remembered_size(path: Path, fast: Forward, x) -> int:
+    """Measured batch size, kept beside the export so that reruns use the same."""
+    machine = f"{platform.machine()} {platform.processor()} {threads()}"
+    if path.exists():
+        note = json.loads(path.read_text())
+        if note["machine"] == machine:
+            return note["batch_size"]
+    size = _fastest(fast, x, fast.device)
+    with assets.replacing(path) as partial:
+        partial.write_text(json.dumps({"machine": machine, "batch_size": size}))
+    return size
+
+
+def _fastest(call: Forward, x, device, sizes: Sequence[int] = SIZES) -> int:
+    """Batch size with the most inputs per second, each timed over at least two calls."""
+    best, best_rate = sizes[0], 0.0
+    for size in sizes:
+        if size > sizes[0] and size * x.nbytes > BATCH_BYTES and device.type == "cpu":
+            break
+        batch = torch.from_numpy(np.broadcast_to(x, (size, *x.shape)).copy()).to(device)
+        call(batch)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call(batch)
+            seconds.append(time.perf_counter() - start)
+        rate = size / min(seconds)
+        if rate > 1.02 * best_rate:  # a larger batch must be worth its memory
+            best, best_rate = size, rate
+    return best
+
+
+def _key(module, shape) -> str:
+    """Hash of what decides the export: code of the module's classes, weights, input shape."""
+    digest = hashlib.sha256(f"{torch.__version__} {shape} {module!r}".encode())
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda t: t.__qualname__):
+        try:
+            digest.update(inspect.getsource(kind).encode())
+        except (OSError, TypeError):  # defined in a console: the check at load still guards it
+            digest.update(kind.__qualname__.encode())
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _version(weights) -> tuple:
+    return tuple((w.data_ptr(), w._version) for w in weights)
+
+
+def _array(out) -> np.ndarray:
+    return out.detach().cpu().numpy() if isinstance(out, torch.Tensor) else np.asarray(out)
