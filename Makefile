@@ -1,0 +1,119 @@
+# Everything the project does. GNU Make 3.81 or newer; `make` alone lists the targets.
+#
+#   VENV=.venv       virtual environment, made on first use; `VENV=` takes the active `python`
+#   PROFILE=default  scale of `make figures`: default, smoke or paper
+#   ONLY=<notebook>  run one notebook instead of all, e.g. ONLY=02_lime_limit
+
+VENV ?= .venv
+PROFILE ?= default
+ONLY ?=
+UV ?= uv
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+ifeq ($(strip $(VENV)),)
+PYTHON := python
+STAMP :=
+else
+PYTHON := $(VENV)/bin/python
+# Written last: an environment without it is not complete.
+STAMP := $(VENV)/.complete
+endif
+
+# Kernels start in the notebook's folder and must find the package wherever it is not installed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+ALL := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
+NOTEBOOKS := $(if $(ONLY),$(ONLY),$(ALL))
+ifneq ($(filter-out $(ALL),$(NOTEBOOKS)),)
+$(error ONLY=$(ONLY): no such notebook; allowed: $(ALL))
+endif
+ifeq ($(filter $(PROFILE),default smoke paper),)
+$(error PROFILE=$(PROFILE): no such profile; allowed: default smoke paper)
+endif
+
+EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
+UPDATES := $(NOTEBOOKS:%=update-%)
+INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
+  $(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*)
+PREPARED := build/smoke/prepared
+NBVAL := --nbval-lax --nbval-current-env
+
+.PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock $(UPDATES)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (all: 20 min)
+
+build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP)
+	$(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
+
+# The target exists in a fresh clone; the executed copies make it old.
+figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml | $(STAMP)
+	$(PYTHON) -m xaiutils.claims
+
+test: lint ## lint, unit tests, all notebooks at smoke scale (10 min)
+	$(PYTHON) -m pytest
+	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
+	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
+
+verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (20 min)
+	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (20 min)
+	$(PYTHON) -m xaiutils.claims
+
+$(UPDATES): update-%: | $(STAMP)
+	$(PYTHON) -m xaiutils.run --update $*
+
+lab: | $(STAMP) ## open the notebooks in JupyterLab
+	$(PYTHON) -m jupyterlab notebooks
+
+bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (5 min)
+	mkdir -p build
+	$(PYTHON) -m pytest -s -m benchmark tests/benchmarks
+
+claims: | $(STAMP) ## write figures/CLAIMS.md from the records of the last runs (seconds)
+	$(PYTHON) -m xaiutils.claims
+
+lint: | $(STAMP) ## check style and format (seconds)
+	$(PYTHON) -m ruff check xaiutils tests notebooks
+	$(PYTHON) -m ruff format --check xaiutils tests notebooks
+
+clean: ## remove what was generated; keeps .venv, the cache and committed figures
+	rm -rf build .pytest_cache .ruff_cache figures/*/*.pdf
+
+retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (30 min)
+	$(PYTHON) -m xaiutils.trained
+
+lock: ## pin pyproject.toml: requirements.lock and environment.yml (needs uv)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --extra test --extra lab --output-file requirements.lock pyproject.toml
+	sed '/^  - pip:$$/q' environment.yml > environment.yml.new
+	sed 's/.*/      - "&"/' requirements.lock >> environment.yml.new
+	mv environment.yml.new environment.yml
+
+# Make an environment unless there is one; disk space is checked where torch brings CUDA along.
+$(VENV)/.complete: requirements.lock
+	@if ! "$(VENV)/bin/python" -c 'import pip' 2>/dev/null; then \
+	  for p in python3.11 python3.12 python3.13 python3; do \
+	    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      python=$$p; break; fi; done; \
+	  if [ -z "$$python" ]; then \
+	    echo "error: no Python 3.11 or newer found; install one, or run make VENV= inside an environment" >&2; \
+	    exit 1; fi; \
+	  if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "error: $$python cannot make environments; install its venv module (Debian: python3-venv)" >&2; \
+	    exit 1; fi; \
+	  free=$$(df -Pk . | awk 'NR == 2 {print $$4}'); \
+	  if [ "$$(uname)" = Linux ] && [ "$$free" -lt 8388608 ]; then \
+	    echo "error: $$((free / 1048576)) GB free here; the Linux build of torch needs 8 GB to install" >&2; \
+	    exit 1; fi; \
+	  echo "making $(VENV) with $$python"; \
+	  "$$python" -m venv "$(VENV)"; fi
+	$(PYTHON) -m pip install --disable-pip-version-check -r requirements.lock
+	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

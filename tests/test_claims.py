@@ -1,0 +1,188 @@
+"""The ledger: the rule gives the verdict, and only well-formed claims and records are taken."""
+
+import json
+
+import pytest
+from conftest import CLAIM
+
+from xaiutils import claims, provenance
+from xaiutils.notebooks import ProjectError
+
+OTHER = (
+    CLAIM.replace('"rises"', '"falls"')
+    .replace('"tiny"', '"tony"')
+    .replace("paper = 2", "paper = 4")
+)
+SECOND = CLAIM.replace('"rises"', '"second"').replace("published = 1.0\n", "")
+
+
+@pytest.fixture
+def project(make_project, monkeypatch):
+    """Project with three claims, two of the running notebook `tiny`."""
+    project = make_project(ledger=CLAIM + OTHER + SECOND)
+    run = provenance.Run(
+        root=str(project.root),
+        notebook="tiny",
+        profile="default",
+        output=str(project.figures("default", "tiny")),
+        hashes=provenance.input_hashes(project.root, project.read("tiny")),
+    )
+    run.save(project.root / "run.json")
+    monkeypatch.setenv(provenance.VARIABLE, str(project.root / "run.json"))
+    monkeypatch.setattr(claims, "_records", {})
+    return project
+
+
+def records(project):
+    return json.loads((project.figures("default", "tiny") / "claims.json").read_text())
+
+
+def claim(**rule):
+    return claims.Claim("a", 1, "s", "s", {"text": "t", **rule}, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "verdict"),
+    [
+        ({"kind": "above", "threshold": 0.5}, 0.51, 0.9, "holds"),
+        ({"kind": "above", "threshold": 0.5}, 0.5, 0.9, "inconclusive"),
+        ({"kind": "above", "threshold": 0.5}, 0.1, 0.5, "fails"),
+        ({"kind": "above", "threshold": 0.5}, 0.1, 0.51, "inconclusive"),
+        ({"kind": "below", "threshold": 0.5}, 0.1, 0.49, "holds"),
+        ({"kind": "below", "threshold": 0.5}, 0.1, 0.5, "inconclusive"),
+        ({"kind": "below", "threshold": 0.5}, 0.5, 0.9, "fails"),
+        ({"kind": "between", "low": -1, "high": 1}, -1, 1, "holds"),
+        ({"kind": "between", "low": -1, "high": 1}, -1.1, 1, "inconclusive"),
+        ({"kind": "between", "low": -1, "high": 1}, 0, 1.1, "inconclusive"),
+        ({"kind": "between", "low": -1, "high": 1}, 1, 2, "inconclusive"),
+        ({"kind": "between", "low": -1, "high": 1}, 1.1, 2, "fails"),
+        ({"kind": "between", "low": -1, "high": 1}, -3, -1.1, "fails"),
+        ({"kind": "between", "low": -1, "high": 1}, -3, 3, "inconclusive"),
+    ],
+)
+def test_verdict_looks_at_the_whole_interval(rule, low, high, verdict):
+    assert claim(**rule).verdict(low, high) == verdict
+
+
+def test_record_writes_numbers_verdict_and_inputs(project):
+    assert claims.record("rises", 2 / 3, 0.6, 0.7, n=20, unit="%") == "holds"
+    assert claims.not_run("second", "needs a GPU ") == "not run"
+    found = records(project)
+    assert found["claims"] == {
+        "rises": {
+            "verdict": "holds",
+            "value": 0.666667,
+            "low": 0.6,
+            "high": 0.7,
+            "n": 20,
+            "unit": "%",
+        },
+        "second": {"verdict": "not run", "reason": "needs a GPU"},
+    }
+    assert set(found["hashes"]) == {"notebook", "package", "requirements.lock", "assets"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n", "message"),
+    [
+        (("unknown", 1, 1, 1), 1, "allowed: rises, second"),
+        (("falls", 1, 1, 1), 1, "allowed: rises, second"),
+        (("rises", 1, 1.1, 2), 1, "outside"),
+        (("rises", 1, 0, 0.9), 1, "outside"),
+        (("rises", float("nan"), 0, 1), 1, "finite"),
+        (("rises", 1, 0, float("inf")), 1, "finite"),
+        (("rises", 1, float("nan"), 2), 1, "finite"),
+        (("rises", 1, 1, 1), 0, "positive whole"),
+        (("rises", 1, 1, 1), 2.5, "positive whole"),
+    ],
+)
+def test_record_refuses_what_is_no_measurement(project, arguments, n, message):
+    with pytest.raises(ValueError, match=message):
+        claims.record(*arguments, n=n)
+    assert not project.figures("default", "tiny").exists()
+
+
+def test_not_run_needs_a_reason(project):
+    with pytest.raises(ValueError, match="reason"):
+        claims.not_run("rises", " ")
+
+
+def test_a_run_records_a_claim_once_but_a_reader_may_repeat_a_cell(project, monkeypatch):
+    claims.record("rises", 1, 1, 1, n=1)
+    with pytest.raises(ProjectError, match="twice"):
+        claims.not_run("rises", "changed my mind")
+    monkeypatch.delenv(provenance.VARIABLE)
+    monkeypatch.setattr(provenance, "ROOT", project.root)
+    assert claims.record("rises", 0, 0, 0, n=1) == "fails"
+    path = project.root / "build/interactive/figures/claims.json"
+    assert json.loads(path.read_text())["claims"]["rises"]["verdict"] == "fails"
+    assert "`rises`" in claims.table().data
+    assert "`second`" not in claims.table().data
+
+
+def test_table_shows_every_claim_of_the_notebook(project):
+    claims.record("rises", 0.5, 0.25, 0.75, n=20, unit="%")
+    assert claims.table().data.splitlines()[2:] == [
+        "| `rises` The line rises. | 1.0 (Figure 1) | 0.5 % [0.25, 0.75] | 20 | **inconclusive** "
+        "| slope above 0.5 |",
+        "| `second` The line rises. | – (Figure 1) | no record yet | – | **not run** "
+        "| slope above 0.5 |",
+    ]
+    assert "`falls`" in claims.table("tony").data
+
+
+def test_table_cells_survive_pipes_and_line_breaks(make_project, monkeypatch):
+    ledger = CLAIM.replace("The line rises.", "|x|\\n grows")
+    monkeypatch.setattr(provenance, "ROOT", make_project(ledger=ledger).root)
+    assert "| `rises` \\|x\\| grows |" in claims.table("tiny").data
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('id = "rises"', 'id = "Ri ses"', "id must match"),
+        ("paper = 2", "paper = 5", "paper must be"),
+        ('source = "Figure 1"', 'source = ""', "must be text"),
+        ("published = 1.0", "published = [1]", "published must be"),
+        ("published = 1.0", "publishd = 1.0", "publishd"),
+        ('statement = "The line rises."\n', "", "statement"),
+        ('kind = "above"', 'kind = "over"', "rule must be"),
+        ("threshold = 0.5", "low = 0.5", "rule must be"),
+        ("threshold = 0.5", 'threshold = "0.5"', "rule must be"),
+        (', text = "slope above 0.5"', "", "rule must be"),
+    ],
+)
+def test_ledger_takes_only_well_formed_claims(tmp_path, old, new, message):
+    assert old in CLAIM
+    (tmp_path / "claims.toml").write_text(CLAIM.replace(old, new))
+    with pytest.raises(ProjectError, match=message):
+        claims.load(tmp_path / "claims.toml")
+
+
+def test_ledger_ids_are_unique(tmp_path):
+    (tmp_path / "claims.toml").write_text(CLAIM + CLAIM)
+    with pytest.raises(ProjectError, match="twice"):
+        claims.load(tmp_path / "claims.toml")
+
+
+def test_summary_counts_first_then_a_table_per_paper(project, capsys):
+    claims.record("rises", 0.2, 0.1, 0.3, n=20)
+    claims.main(project)
+    text = (project.root / "figures" / "CLAIMS.md").read_text()
+    assert "| holds | 0 |\n| fails | 1 |\n| inconclusive | 0 |\n| not run | 2 |\n" in text
+    first, second = text.split("## Paper 2")[1].split("## Paper 3")
+    assert "[tiny](../notebooks/tiny.ipynb)" in first
+    assert "| 0.2 [0.1, 0.3] | 20 | **fails** |" in first
+    assert "`falls`" not in first
+    assert "`falls`" in second
+    assert "Older than the code" not in text
+
+
+def test_summary_judges_by_the_rule_of_today_and_names_old_records(project):
+    claims.record("rises", 0.2, 0.1, 0.3, n=20)
+    notebook = project.notebook("tiny")
+    notebook.write_text(notebook.read_text().replace("points drawn", "points"))
+    project.ledger.write_text(CLAIM.replace("threshold = 0.5", "threshold = 0.05"))
+    text = claims.summary(project)
+    assert "| holds | 1 |" in text
+    assert "Older than the code (run `make figures`): tiny." in text

@@ -1,0 +1,308 @@
+"""The ledger: every claim of the papers, what was measured, and the verdict the rule gives.
+
+``python -m xaiutils.claims`` writes `figures/CLAIMS.md` from the records of the last runs.
+"""
+
+import re
+import sys
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from IPython.display import Markdown
+
+from xaiutils import provenance
+from xaiutils.notebooks import Project, ProjectError
+
+VERDICTS = ("holds", "fails", "inconclusive", "not run")
+PAPERS = {
+    1: "On the Veracity of Local, Model-agnostic Explanations in Audio Classification",
+    2: "What does LIME really see in images?",
+    3: "Fidelity of Interpretability Methods and Perturbation Artifacts in Neural Networks",
+    4: "GANMEX: One-vs-One Attributions using GAN-based Model Explainability",
+}
+_BOUNDS = {"above": {"threshold"}, "below": {"threshold"}, "between": {"low", "high"}}
+_HEADER = """\
+| claim | published | measured | n | verdict | holds if |
+| :-- | :-- | :-- | --: | :-- | :-- |
+"""
+_records = {}  # of this process: claim id -> record
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of the ledger.
+
+    Parameters
+    ----------
+    id : str
+        Unique; lower-case letters, digits, `-` and `_`.
+    paper : int
+        1 to 4, see `PAPERS`.
+    statement : str
+        The claim in our words.
+    source : str
+        Where the paper makes it: abstract, table, figure.
+    rule : dict
+        `kind` "above" or "below" with `threshold` (strict), or "between" with `low` and `high`
+        (inclusive); `text` says it in words.
+    notebook : str
+        The notebook that measures it.
+    published : str, int, float or None
+        The paper's own value.
+    """
+
+    id: str
+    paper: int
+    statement: str
+    source: str
+    rule: dict
+    notebook: str
+    published: str | float | None = None
+
+    def __post_init__(self):
+        rule = self.rule if isinstance(self.rule, dict) else {}
+        bounds = _BOUNDS.get(rule.get("kind"), set())
+        texts = (self.statement, self.source, self.notebook, rule.get("text"))
+        problems = {
+            "id must match [a-z0-9_-]+": not re.fullmatch("[a-z0-9_-]+", str(self.id)),
+            f"paper must be one of {list(PAPERS)}": self.paper not in PAPERS,
+            "statement, source, notebook and rule.text must be text": not all(
+                isinstance(text, str) and text.strip() for text in texts
+            ),
+            "published must be text or a number": not isinstance(
+                self.published, (str, int, float, type(None))
+            ),
+            "rule must be {kind, threshold, text} with kind above or below, or "
+            "{kind = 'between', low, high, text}": set(rule) != {"kind", "text"} | bounds
+            or not bounds
+            or not all(type(rule[bound]) in (int, float) for bound in bounds),
+        }
+        broken = [text for text, is_broken in problems.items() if is_broken]
+        if broken:
+            raise ProjectError(f"claims.toml, claim {self.id!r}: {'; '.join(broken)}")
+
+    def verdict(self, low, high):
+        """What the rule says of [low, high]: all of it keeps it, none of it does, or neither."""
+        kind = self.rule["kind"]
+        if kind == "above":
+            holds, fails = low > self.rule["threshold"], high <= self.rule["threshold"]
+        elif kind == "below":
+            holds, fails = high < self.rule["threshold"], low >= self.rule["threshold"]
+        else:
+            holds = self.rule["low"] <= low and high <= self.rule["high"]
+            fails = high < self.rule["low"] or low > self.rule["high"]
+        return "holds" if holds else "fails" if fails else "inconclusive"
+
+
+def load(path):
+    """Read the ledger.
+
+    Parameters
+    ----------
+    path : Path
+        TOML file with one table ``[[claim]]`` per claim, keys as in `Claim`.
+
+    Returns
+    -------
+    dict of str to Claim
+        By id, in the order of the file.
+
+    Raises
+    ------
+    ProjectError
+        If an entry lacks a key, has an unknown one, a wrong value or an id that is taken.
+    """
+    ledger = {}
+    for entry in tomllib.loads(Path(path).read_text(encoding="utf-8")).get("claim", []):
+        try:
+            claim = Claim(**entry)
+        except TypeError as error:
+            raise ProjectError(f"claims.toml, claim {entry.get('id')!r}: {error}") from None
+        if claim.id in ledger:
+            raise ProjectError(f"claims.toml: id {claim.id!r} is used twice")
+        ledger[claim.id] = claim
+    return ledger
+
+
+def record(claim_id, value, low, high, n, unit=""):
+    """Record what was measured for a claim; the ledger's rule gives the verdict.
+
+    Parameters
+    ----------
+    claim_id : str
+        A claim of this notebook.
+    value, low, high : float
+        Estimate and its interval, ``low <= value <= high``; all equal for an exact fact.
+    n : int
+        Number of independent units behind the estimate (images, songs, seeds).
+    unit : str
+        Unit of the value, e.g. "%".
+
+    Returns
+    -------
+    str
+        "holds", "fails" or "inconclusive".
+
+    Raises
+    ------
+    ValueError
+        If the claim is not this notebook's, a number is not finite, `value` lies outside the
+        interval or `n` is not positive.
+    """
+    value, low, high = (provenance.plain(float(number)) for number in (value, low, high))
+    if not all(isinstance(number, float) for number in (value, low, high)):
+        raise ValueError(f"{claim_id}: value {value}, low {low}, high {high} must be finite")
+    if not low <= value <= high:
+        raise ValueError(f"{claim_id}: value {value} lies outside its interval [{low}, {high}]")
+    if n != int(n) or n < 1:
+        raise ValueError(f"{claim_id}: n = {n!r} must be a positive whole number")
+    verdict = _claim(claim_id).verdict(low, high)
+    entry = {"value": value, "low": low, "high": high, "n": int(n), "unit": unit}
+    _save(claim_id, {"verdict": verdict, **entry})
+    return verdict
+
+
+def not_run(claim_id, reason):
+    """Record that a claim was not measured, and why (scale, data).
+
+    Raises
+    ------
+    ValueError
+        If the claim is not this notebook's or no reason is given.
+    """
+    _claim(claim_id)
+    if not reason.strip():
+        raise ValueError(f"{claim_id}: reason is empty; say why the claim was not measured")
+    _save(claim_id, {"verdict": "not run", "reason": reason.strip()})
+    return "not run"
+
+
+def _claim(claim_id):
+    run = provenance.current()
+    own = {
+        key: claim
+        for key, claim in load(Project(Path(run.root)).ledger).items()
+        if run.notebook in (None, claim.notebook)
+    }
+    if claim_id not in own:
+        raise ProjectError(f"claims.toml has no claim {claim_id!r} here; allowed: {', '.join(own)}")
+    # A reader may run a cell again; in a whole run a second record is a slip of the pen.
+    if run.notebook and claim_id in _records:
+        raise ProjectError(f"claim {claim_id!r} is recorded twice in this run")
+    return own[claim_id]
+
+
+def _save(claim_id, entry):
+    _records[claim_id] = entry
+    run = provenance.current()
+    content = {**provenance.stamp(run), "claims": dict(sorted(_records.items()))}
+    provenance.write(f"{run.output}/claims.json", (provenance.dumps(content) + "\n").encode())
+
+
+def table(notebook=None):
+    """The claims of a notebook and what this process recorded for them, as a table.
+
+    Parameters
+    ----------
+    notebook : str or None
+        Name of the notebook; None is the running one, or all recorded claims interactively.
+
+    Returns
+    -------
+    IPython.display.Markdown
+    """
+    run = provenance.current()
+    notebook = notebook or run.notebook
+    claims = load(Project(Path(run.root)).ledger).values()
+    rows = [c for c in claims if (c.notebook == notebook if notebook else c.id in _records)]
+    return Markdown(_HEADER + "".join(_row(claim, _records.get(claim.id)) for claim in rows))
+
+
+def _row(claim, found):
+    published = "–" if claim.published is None else f"{claim.published}"
+    found = found or {"reason": "no record yet"}
+    if "reason" in found:
+        measured, n = found["reason"], "–"
+    else:
+        measured, n = _interval(found), f"{found['n']}"
+    cells = (
+        f"`{claim.id}` {claim.statement}",
+        f"{published} ({claim.source})",
+        measured,
+        n,
+        f"**{_verdict(claim, found)}**",
+        claim.rule["text"],
+    )
+    return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |\n"
+
+
+def _interval(found):
+    unit = f" {found['unit']}" if found["unit"] else ""
+    value, low, high = (f"{found[key]:.4g}" for key in ("value", "low", "high"))
+    return f"{value}{unit}" if low == high else f"{value}{unit} [{low}, {high}]"
+
+
+def _verdict(claim, found):
+    # From the numbers, not from the record: the rule as it stands now decides.
+    return claim.verdict(found["low"], found["high"]) if "value" in (found or {}) else "not run"
+
+
+def summary(project):
+    """Text of `CLAIMS.md`: counts by verdict, then one table per paper.
+
+    Parameters
+    ----------
+    project : Project
+        Its ledger and the records under `figures/` are read.
+
+    Returns
+    -------
+    str
+        Markdown; equal inputs give equal text.
+    """
+    ledger = load(project.ledger)
+    files = {
+        name: provenance.read_json(project.figures("default", name) / "claims.json")
+        for name in sorted({claim.notebook for claim in ledger.values()})
+    }
+    found = {
+        key: (files[claim.notebook] or {"claims": {}})["claims"].get(key)
+        for key, claim in ledger.items()
+    }
+    counts = Counter(_verdict(claim, found[key]) for key, claim in ledger.items())
+    text = "# The claims of the four papers, and what was measured\n\n"
+    text += "Generated by `make claims`; the verdict follows from the interval and the rule.\n\n"
+    text += "| verdict | claims |\n| :-- | --: |\n"
+    text += "".join(f"| {verdict} | {counts[verdict]} |\n" for verdict in VERDICTS)
+    stale = [
+        n for n, f in files.items() if f and not provenance.is_current(f["hashes"], project, n)
+    ]
+    if stale:
+        text += f"\nOlder than the code (run `make figures`): {', '.join(stale)}.\n"
+    for paper, title in PAPERS.items():
+        claims = [claim for claim in ledger.values() if claim.paper == paper]
+        names = sorted({claim.notebook for claim in claims})
+        links = ", ".join(f"[{name}](../notebooks/{name}.ipynb)" for name in names)
+        text += f"\n## Paper {paper}: {title}\n\n"
+        text += f"Measured in {links}.\n\n{_HEADER}" if claims else "No claim is listed.\n"
+        text += "".join(_row(claim, found[claim.id]) for claim in claims)
+    return text
+
+
+def main(project=None):
+    """Write `figures/CLAIMS.md`; returns 0, or 2 if the ledger is not well-formed."""
+    project = project or Project(provenance.ROOT)
+    path = project.root / "figures" / "CLAIMS.md"
+    try:
+        provenance.write(path, summary(project).encode())
+    except ProjectError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {path.relative_to(project.root)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

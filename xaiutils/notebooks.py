@@ -1,0 +1,289 @@
+"""A notebook read as a function: where it lies, what parameters it takes, what figures it draws."""
+
+import ast
+import io
+import tokenize
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+PROFILES = ("default", "smoke", "paper")
+_SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
+_ALLOWED = [*_SCALARS, *(f"list[{name}]" for name in _SCALARS)]
+
+
+class ProjectError(ValueError):
+    """Something the reader can mend: a name, a parameter, a table or a cell that is not allowed."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell, ``name: annotation = default  # comment``."""
+
+    name: str
+    annotation: str
+    default: object
+    comment: str
+
+    def check(self, value):
+        """Return `value` as the declared type; an int passes for a float, a bool for nothing else.
+
+        Raises
+        ------
+        ProjectError
+            If the type of `value` is another one.
+        """
+        inner = self.annotation.removeprefix("list[").removesuffix("]")
+        if inner == self.annotation:
+            if _fits(value, inner):
+                return _SCALARS[inner](value)
+        elif isinstance(value, list) and all(_fits(item, inner) for item in value):
+            return [_SCALARS[inner](item) for item in value]
+        raise ProjectError(
+            f"parameter {self.name} = {value!r} is of type {type(value).__name__}; "
+            f"allowed: {self.annotation} ({self.comment})"
+        )
+
+    def parse(self, text):
+        """Read `text` as a TOML literal and check it; a bare word passes for a declared string."""
+        try:
+            table = tomllib.loads(f"value = {text}")
+        except tomllib.TOMLDecodeError:
+            table = {"value": text}
+        return self.check(table["value"] if len(table) == 1 else text)
+
+
+def _fits(value, kind):
+    return type(value) is _SCALARS[kind] or (kind == "float" and type(value) is int)
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folders of a working copy.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with `notebooks/`, `figures/`, `build/` and `requirements.lock`.
+    """
+
+    root: Path
+
+    @property
+    def ledger(self):
+        """Path of the ledger of claims."""
+        return self.root / "notebooks" / "claims.toml"
+
+    def names(self):
+        """Names of all notebooks, sorted."""
+        return sorted(path.stem for path in (self.root / "notebooks").glob("*.ipynb"))
+
+    def notebook(self, name):
+        """Path of the notebook `name`; ProjectError if there is none."""
+        if name not in self.names():
+            raise ProjectError(
+                f"no notebook {name!r}; allowed: {', '.join(self.names()) or 'none'}"
+            )
+        return self.root / "notebooks" / f"{name}.ipynb"
+
+    def read(self, name):
+        """The notebook `name` as an nbformat node."""
+        return nbformat.read(self.notebook(name), as_version=4)
+
+    def figures(self, label, name):
+        """Folder for the figures of a run: only the default profile writes what is committed."""
+        base = self.root if label == "default" else self.root / "build" / label
+        return base / "figures" / name
+
+    def executed(self, label, name):
+        """Path of the executed copy of the notebook `name`."""
+        return self.root / "build" / label / f"{name}.ipynb"
+
+    def overrides(self, profile, name, declared):
+        """What `profile` changes in the notebook `name`.
+
+        Parameters
+        ----------
+        profile : str
+            One of `PROFILES`; "default" changes nothing.
+        name : str
+            Notebook.
+        declared : dict of str to Parameter
+            What the notebook declares.
+
+        Returns
+        -------
+        dict of str to object
+            Checked values by parameter name.
+
+        Raises
+        ------
+        ProjectError
+            If the profile, its table, a name or a type is not allowed.
+        """
+        if profile not in PROFILES:
+            raise ProjectError(f"no profile {profile!r}; allowed: {', '.join(PROFILES)}")
+        path = self.root / "notebooks" / "profiles.toml"
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = {(p, n) for p in PROFILES[1:] for n in self.names()}
+        for found, table in tables.items():
+            for key in table if isinstance(table, dict) else [""]:
+                if (found, key) not in known:
+                    raise ProjectError(
+                        f"{path.name}: [{found}.{key}] names no profile and notebook; "
+                        f"profiles: {', '.join(PROFILES[1:])}; notebooks: {', '.join(self.names())}"
+                    )
+        if profile == "default":
+            return {}
+        if name not in tables.get(profile, {}):
+            raise ProjectError(
+                f"{path.name}: no table [{profile}.{name}]; add one (empty: same as default)"
+            )
+        values = tables[profile][name]
+        return {key: lookup(declared, key).check(value) for key, value in values.items()}
+
+
+def lookup(declared, name):
+    """The declared parameter `name`; ProjectError with the allowed names if there is none."""
+    if name not in declared:
+        raise ProjectError(f"no parameter {name!r}; allowed: {', '.join(declared)}")
+    return declared[name]
+
+
+def has_tag(cell, tag):
+    """Whether a cell carries a tag."""
+    return tag in cell.metadata.get("tags", [])
+
+
+def parameters(notebook):
+    """Read the parameters cell without running it.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        Notebook with exactly one code cell tagged "parameters".
+
+    Returns
+    -------
+    dict of str to Parameter
+        In the order of the cell.
+
+    Raises
+    ------
+    ProjectError
+        If the tag is missing or doubled, or a line is not ``name: type = literal  # comment``.
+    """
+    cells = [c for c in notebook.cells if c.cell_type == "code" and has_tag(c, "parameters")]
+    if len(cells) != 1:
+        raise ProjectError(f"{len(cells)} code cells have the tag 'parameters'; exactly one must")
+    source = cells[0].source
+    comments = {
+        token.start[0]: token.string.lstrip("# ").strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in _tree(source, "the parameters cell").body:
+        text = ast.unparse(node)
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            raise ProjectError(
+                f"parameters cell: {text!r} must be 'name: type = literal  # comment'"
+            )
+        annotation = ast.unparse(node.annotation)
+        if annotation not in _ALLOWED:
+            raise ProjectError(f"parameters cell: type of {text!r}; allowed: {', '.join(_ALLOWED)}")
+        try:
+            default = ast.literal_eval(node.value)
+        except (ValueError, TypeError):
+            raise ProjectError(
+                f"parameters cell: {text!r} must be a literal, no expression"
+            ) from None
+        if not comments.get(node.end_lineno):
+            raise ProjectError(f"parameters cell: {text!r} needs a comment at the end of its line")
+        name = node.target.id
+        if name in found:
+            raise ProjectError(f"parameters cell: {name} is declared twice")
+        found[name] = Parameter(name, annotation, default, comments[node.end_lineno])
+        found[name].check(default)
+    return found
+
+
+def code_trees(notebook):
+    """Syntax tree of every code cell; ProjectError if one is not plain Python (magics included)."""
+    return [
+        _tree(cell.source, f"code cell {number}")
+        for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1)
+    ]
+
+
+def _tree(source, where):
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        raise ProjectError(
+            f"{where} is not plain Python, line {error.lineno}: {error.msg}"
+        ) from None
+
+
+def figure_names(notebook):
+    """Names of the figures a notebook declares by ``figures.savefig("name", ...)``, in order.
+
+    Raises
+    ------
+    ProjectError
+        If a name is not a literal string or is used twice.
+    """
+    names = []
+    for tree in code_trees(notebook):
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "figures.savefig"):
+                continue
+            if not (node.args and isinstance(node.args[0], ast.Constant)):
+                call = ast.unparse(node)[:60]
+                raise ProjectError(f"the first argument of {call}... must be the name in quotes")
+            names.append(node.args[0].value)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ProjectError(f"figures.savefig is called twice for: {', '.join(doubled)}")
+    return names
+
+
+def normalise(notebook, keep_stderr=True):
+    """Strip in place what differs between two equal runs: times, tool metadata, split streams.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        Any executed notebook.
+    keep_stderr : bool
+        False also drops what was written to stderr (progress bars, warnings).
+    """
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if has_tag(cell, "injected-parameters"):
+            cell.id = "injected-parameters"  # papermill draws it at random
+        if cell.cell_type == "code":
+            cell.outputs = _outputs(cell.outputs, keep_stderr)
+
+
+def _outputs(outputs, keep_stderr):
+    kept = []
+    for output in outputs:
+        is_stream = output.output_type == "stream"
+        if is_stream and output.name == "stderr" and not keep_stderr:
+            continue
+        # The kernel flushes by the clock, so one text may come in any number of pieces.
+        if is_stream and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
