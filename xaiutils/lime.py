@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from xaiutils import designs, limit
 from xaiutils.perturb import Components, Filler, _numpy, evaluate
+from xaiutils.runtime import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,14 @@ class Stop:
     top_k : int, optional
         Stop when coefficients k and k + 1 (in decreasing order) differ at `level`.
     level : float
-        Two-sided confidence of the `top_k` rule.
+        Two-sided confidence of the `top_k` rule over all its looks at the data together.
     max_samples : int
         Cap on the number of masks.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one rule is given, or a number is out of range.
     """
 
     stderr: float | None = None
@@ -42,20 +48,33 @@ class Stop:
     def __post_init__(self):
         if (self.stderr is None) == (self.top_k is None):
             raise ValueError("Stop needs exactly one of stderr and top_k")
+        for name in ("stderr", "top_k", "max_samples"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {self.level!r}")
 
-    def met(self, coef: np.ndarray, covariance: np.ndarray) -> bool:
-        """Whether every explained output, coef (T, d), covariance (T, d+1, d+1), is settled."""
+    def met(self, coef: np.ndarray, covariance: np.ndarray, looks: int = 1) -> bool:
+        """Whether every explained output, coef (T, d), covariance (T, d+1, d+1), is settled.
+
+        `looks` is how often the rule may be asked in all: the risk 1 - `level` is shared by them
+        (Bonferroni), or ties would be told apart by asking often enough.
+        """
         if self.stderr is not None:
             return bool(np.sqrt(_diagonal(covariance)[:, 1:]).max() <= self.stderr)
-        return all(self._separated(c, v) for c, v in zip(coef, covariance[:, 1:, 1:], strict=True))
+        quantile = norm.isf((1 - self.level) / (2 * looks))
+        return all(
+            self._separated(c, v, quantile)
+            for c, v in zip(coef, covariance[:, 1:, 1:], strict=True)
+        )
 
-    def _separated(self, coef, covariance):
+    def _separated(self, coef, covariance, quantile):
         order = np.argsort(-coef)
         if self.top_k >= len(coef):
             return True
         i, j = order[self.top_k - 1], order[self.top_k]
         variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-        return coef[i] - coef[j] >= norm.ppf((1 + self.level) / 2) * np.sqrt(variance)
+        return coef[i] - coef[j] >= quantile * np.sqrt(variance)
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,9 @@ class Explanation:
     ----------
     intercept : () or (T,)
     coef, stderr : (d,) or (T, d)
-        Coefficient of each component and its standard error (sandwich formula).
+        Coefficient of each component and its standard error (sandwich formula). Under the
+        orthogonal design it is an upper bound, often several times too large: the formula
+        does not know that the rows balance each other.
     covariance : (d + 1, d + 1) or (T, d + 1, d + 1)
         Of (intercept, coefficients).
     score : () or (T,)
@@ -150,8 +171,16 @@ def explain(
     columns = [int(targets)] if single else [int(t) for t in targets]
     if package_exact and (design != "iid" or stop is not None):
         raise ValueError("package_exact draws one round of independent masks: no design, no stop")
+    if not columns or min(columns) < 0:
+        raise ValueError(f"targets must be outputs of the model, counted from 0, got {targets!r}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be positive, got {n_samples}")
+    if stop is not None and stop.max_samples < n_samples:
+        raise ValueError(
+            f"max_samples={stop.max_samples} of the stop rule is less than one round of "
+            f"n_samples={n_samples}"
+        )
+    looks = 1 if stop is None else stop.max_samples // n_samples
     d = components.d
     if package_exact:
         filler = _package_fill(x, components) if _is_mean(filler) else filler
@@ -177,7 +206,7 @@ def explain(
         weights = kernel(masks, kernel_width)
         group = 2 if design == "paired" else 1
         intercept, coef, score, covariance = fit(masks, weights, outputs, ridge, group=group)
-        converged = None if stop is None else stop.met(coef, covariance)
+        converged = None if stop is None else stop.met(coef, covariance, looks)
         if converged is not False or len(masks) + n_samples > stop.max_samples:
             break
         new_masks, new_outputs = more()
@@ -196,6 +225,7 @@ def kernel(masks, width: float = 0.25) -> np.ndarray:
     return limit.psi(1 - np.asarray(masks, bool).mean(axis=1), width)
 
 
+@one_blas_thread
 def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1):
     """Weighted ridge regression of outputs on masks, with sandwich covariance.
 
@@ -218,8 +248,10 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1):
     Raises
     ------
     ValueError
-        If the fit is not determined (too few masks without a ridge).
+        If `ridge` is negative or the fit is not determined (too few masks without a ridge).
     """
+    if ridge < 0:
+        raise ValueError(f"ridge must not be negative, got {ridge!r}")
     rows = np.hstack([np.ones((len(masks), 1)), np.asarray(masks, np.float64)])
     n, columns = rows.shape
     weighted = rows * weights[:, None]

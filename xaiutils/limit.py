@@ -16,6 +16,7 @@ from scipy.stats import binom
 
 from xaiutils.attribution import integrated_gradients
 from xaiutils.perturb import Components
+from xaiutils.runtime import one_blas_thread
 
 MAX_D = 22  # 2^22 = 4.2 million masks: the largest cube worth walking through
 
@@ -339,6 +340,7 @@ def occlusion(f: Callable, d: int) -> np.ndarray:
     return (values[0] - values[1:]).T
 
 
+@one_blas_thread
 def clt_variance(f: Callable, d: int, nu: float = 0.25) -> np.ndarray:
     """Diagonal of V where sqrt(n)(fit - limit) -> N(0, V), intercept first: (d+1,) or (K, d+1)."""
     limit = exact(f, d, nu)
@@ -371,6 +373,7 @@ def _call(f, z):
     return values
 
 
+@one_blas_thread
 def _expectations(f, d, weights):
     """Sums over the cube of w f, () or (K,), and of w z_j f, (d,) or (K, d)."""
     mean = joint = 0.0

@@ -190,7 +190,7 @@ def evaluate(
                 f"model must return (batch, outputs), got {out.shape} for {len(rows)} rows"
             )
         if outputs is not None:
-            out = np.asarray(outputs(out)) if callable(outputs) else out[:, list(outputs)]
+            out = np.asarray(outputs(out)) if callable(outputs) else _columns(out, outputs)
         if result is None:
             result = np.empty((len(masks), *out.shape[1:]), out.dtype)
         result[start : start + len(rows)] = out
@@ -226,6 +226,13 @@ def _builder(x, components, filler, device, size):
         return torch.where(keep.view(len(masks), *labels.shape), on_device, replacement)
 
     return build
+
+
+def _columns(out, outputs):
+    wanted = np.asarray(outputs, dtype=int)
+    if wanted.ndim != 1 or (wanted < 0).any() or (wanted >= out.shape[1]).any():
+        raise ValueError(f"outputs must be columns 0..{out.shape[1] - 1}, got {outputs!r}")
+    return out[:, wanted]
 
 
 def _as_masks(masks, d: int) -> np.ndarray:

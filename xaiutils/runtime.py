@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from threadpoolctl import ThreadpoolController
 
 from xaiutils import assets
 
@@ -32,6 +33,10 @@ BATCH_BYTES = 24 * 2**20  # no candidate batch is larger, unless it is the small
 
 # Layers whose training mode makes outputs random or dependent on the batch.
 _MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+
+# Decorator for products of small matrices. With several threads on cores that other processes
+# use too, a fit of 3 ms was seen to take 340 ms.
+one_blas_thread = ThreadpoolController().select(user_api="blas").wrap(limits=1)
 
 _forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
