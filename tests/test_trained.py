@@ -1,0 +1,235 @@
+"""The cache of trained models: keys follow the code, files are whole or refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from xaiutils import trained
+from xaiutils.classifiers import digits
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A committed folder and a cache that are both empty."""
+    monkeypatch.setattr(trained, "COMMITTED", tmp_path / "committed")
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "committed").mkdir()
+    return tmp_path / "committed", tmp_path / "cache" / "trained"
+
+
+class Trainer:
+    """Training that sets every weight to `value` and counts how often it was asked."""
+
+    def __init__(self, value=3.0):
+        self.value, self.calls = value, 0
+
+    def __call__(self, model):
+        self.calls += 1
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(self.value)
+        return {"accuracy": 0.75}
+
+
+def recipe(trainer, key="a" * 64, name="toy"):
+    return trained.Recipe(name, lambda: nn.Linear(2, 1), trainer, key, lambda: torch.ones(4, 2))
+
+
+def load(trainer, key="a" * 64):
+    return trained.load_or_train("toy", lambda: nn.Linear(2, 1), trainer, key=key)
+
+
+def function_of(source, tmp_path):
+    """Import the function `f` of a source text, so that its source can be inspected."""
+    file = tmp_path / f"source{len(list(tmp_path.iterdir()))}.py"
+    file.write_text(source)
+    namespace = {}
+    exec(compile(file.read_text(), str(file), "exec"), namespace)
+    return namespace["f"]
+
+
+def test_committed_keys_match_the_code():
+    """A fresh clone need not train. Fails when the training code changed: run `make retrain`."""
+    expected = {f"{r.name}-{r.key[:12]}.safetensors" for r in trained.registered()}
+    committed = {file.name for file in trained.COMMITTED.glob("*.safetensors")}
+    assert committed == expected
+
+
+def test_committed_files_are_small():
+    files = list(trained.COMMITTED.glob("*.safetensors"))
+    assert files
+    assert all(file.stat().st_size <= 5e6 for file in files)
+
+
+def test_committed_digits_are_used_without_training(monkeypatch, tmp_path):
+    def never(*args, **kwargs):
+        raise AssertionError("trained although weights are committed")
+
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(digits.datasets, "mnist", never)
+    digits.load(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_trains_once_and_then_reads_the_cache(folders):
+    trainer = Trainer()
+    first, second = load(trainer), load(trainer)
+    assert trainer.calls == 1
+    for model in first, second:
+        assert torch.equal(model.weight, torch.full((1, 2), 3.0))
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+    (file,) = folders[1].glob("*.safetensors")
+    assert file.name == f"toy-{'a' * 12}.safetensors"
+    with safe_open(file, "pt") as stored:
+        facts = json.loads(stored.metadata()["trained"])
+    assert len(facts.pop("weights")) == 64
+    assert facts == {"name": "toy", "key": "a" * 64, "accuracy": 0.75}
+
+
+def test_committed_file_wins_over_the_cache(folders):
+    load(Trainer(1.0))
+    trained.retrain(recipe(Trainer(2.0)))
+    assert load(Trainer(3.0)).weight[0, 0] == 2
+
+
+def test_another_key_trains_again(folders):
+    trainer = Trainer()
+    load(trainer)
+    load(trainer, key="b" * 64)
+    assert trainer.calls == 2
+
+
+def test_failed_write_leaves_nothing(folders, monkeypatch):
+    def half(file, content):
+        with file.open("wb") as stream:
+            stream.write(content[:10])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", half)
+        with pytest.raises(OSError, match="disk full"):
+            load(Trainer())
+    assert not [f for f in folders[1].iterdir() if not f.name.endswith(".lock")]
+    trainer = Trainer()
+    load(trainer)
+    assert trainer.calls == 1
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def one_bit_flipped(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def of_another_key(file):
+    load(Trainer(), key="b" * 64)
+    file.with_name(f"toy-{'b' * 12}.safetensors").replace(file)
+
+
+def emptied(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncated, one_bit_flipped, of_another_key, emptied])
+def test_damaged_file_is_refused(folders, damage):
+    load(Trainer())
+    file = folders[1] / f"toy-{'a' * 12}.safetensors"
+    damage(file)
+    trainer = Trainer()
+    with pytest.raises(trained.TrainedError, match=r"delete it .*make retrain") as caught:
+        load(trainer)
+    assert str(file) in str(caught.value)
+    assert trainer.calls == 0
+
+
+def test_weights_of_another_shape_are_refused(folders):
+    load(Trainer())
+    with pytest.raises(trained.TrainedError, match="size mismatch"):
+        trained.load_or_train("toy", lambda: nn.Linear(3, 1), Trainer(), key="a" * 64)
+
+
+def test_retrain_replaces_outdated_files_of_its_name_only(folders):
+    committed, _ = folders
+    trained.retrain(recipe(Trainer(1.0), key="a" * 64))
+    trained.retrain(recipe(Trainer(1.0), key="c" * 64, name="toy-other"))
+    report = trained.retrain(recipe(Trainer(1.5), key="b" * 64))
+    names = sorted(file.name for file in committed.iterdir())
+    assert names == [f"toy-{'b' * 12}.safetensors", f"toy-other-{'c' * 12}.safetensors"]
+    # On inputs of ones: 3 parameters at 1.0 against 3 at 1.5.
+    assert "outputs differ by at most 1.5" in report
+    assert report.count("accuracy 0.75") == 2
+
+
+def test_same_weights_give_the_same_bytes(folders):
+    file = folders[0] / f"toy-{'a' * 12}.safetensors"
+    versions = set()
+    for _ in range(8):
+        trained.retrain(recipe(Trainer()))
+        versions.add(file.read_bytes())
+    assert len(versions) == 1
+
+
+def test_retrain_replaces_a_damaged_file(folders):
+    committed, _ = folders
+    trained.retrain(recipe(Trainer(1.0)))
+    truncated(committed / f"toy-{'a' * 12}.safetensors")
+    assert "not comparable" in trained.retrain(recipe(Trainer(2.0)))
+    assert load(Trainer(9.0)).weight[0, 0] == 2
+
+
+def test_command_line_refuses_unknown_models(folders, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        trained.main(["digit"])
+    assert "known are digits-0" in capsys.readouterr().err
+
+
+BASE = """
+def f(x):
+    return x + 1
+"""
+SAME = """
+def f(x):
+    '''Adds.'''
+
+    # one
+    return (x
+            + 1)
+"""
+
+
+def test_key_ignores_comments_docstrings_and_formatting(tmp_path):
+    base, same = function_of(BASE, tmp_path), function_of(SAME, tmp_path)
+    assert trained.key(base) == trained.key(same)
+
+
+@pytest.mark.parametrize("change", [("+ 1", "+ 2"), ("x", "y"), ("return x", "return -x")])
+def test_key_follows_the_code(tmp_path, change):
+    base, changed = function_of(BASE, tmp_path), function_of(BASE.replace(*change), tmp_path)
+    assert trained.key(base) != trained.key(changed)
+
+
+def test_key_follows_parameters_but_not_their_order():
+    assert trained.key({"a": 1, "b": 2}) == trained.key({"b": 2, "a": 1})
+    different = [{"a": 1, "b": 2}, {"a": 1, "b": 2.5}, {"a": 1}, [1, 2], [2, 1]]
+    assert len({trained.key(parts) for parts in different}) == len(different)
+
+
+@pytest.mark.parametrize("part", ["_TRAINING", "hash", "_train"])
+def test_key_of_the_digits_follows_parameters_data_and_code(monkeypatch, part):
+    before = digits.recipes()[0].key
+    if part == "_TRAINING":
+        monkeypatch.setitem(digits._TRAINING, "epochs", 6)
+    elif part == "hash":
+        monkeypatch.setattr(digits.assets, "hashes", lambda: {"mnist.pkl.gz": "0" * 64})
+    else:
+        monkeypatch.setattr(digits, "_train", digits._build)
+    assert digits.recipes()[0].key != before
+    assert digits._recipe(1).key != before

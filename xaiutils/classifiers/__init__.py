@@ -1,0 +1,1 @@
+"""Frozen real classifiers; inputs in natural units, preprocessing inside."""

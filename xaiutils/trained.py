@@ -1,0 +1,235 @@
+"""Small models this project trains itself: committed files, a cache, and how to retrain them."""
+
+import argparse
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
+from torch import Tensor, nn
+
+from xaiutils import assets
+
+COMMITTED = assets.DATA / "trained"
+# Each of these modules offers `recipes()`, the models of the default profile. They are named, not
+# imported: they stand on floors above this one.
+MODULES = ("xaiutils.classifiers.digits",)
+
+Build = Callable[[], nn.Module]
+Train = Callable[[nn.Module], dict[str, float]]
+
+
+class TrainedError(RuntimeError):
+    """A file of trained weights cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one trained model.
+
+    Attributes
+    ----------
+    name : str
+    build : callable
+        ``build() -> torch.nn.Module``, untrained.
+    train : callable
+        ``train(model) -> dict of str to float`` trains in place and returns what was measured,
+        such as the accuracy on test data.
+    key : str
+        From `key`, over everything that `build` and `train` depend on.
+    probe : callable
+        ``probe() -> torch.Tensor``, inputs on which two trainings are compared.
+    """
+
+    name: str
+    build: Build
+    train: Train
+    key: str
+    probe: Callable[[], Tensor]
+
+    def load(self) -> nn.Module:
+        """`load_or_train` of this recipe."""
+        return load_or_train(self.name, self.build, self.train, key=self.key)
+
+
+def key(*parts: object) -> str:
+    """Hash of what a trained model depends on.
+
+    Parameters
+    ----------
+    *parts : callable or JSON value
+        Functions and classes count by their source, without comments, docstrings and formatting;
+        anything else (parameters, asset hashes) by its JSON with sorted keys.
+
+    Returns
+    -------
+    str
+        sha256, 64 hexadecimal digits.
+    """
+    canonical = [{"source": _source(part)} if callable(part) else part for part in parts]
+    text = json.dumps(canonical, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_or_train(name: str, build: Build, train: Train, *, key: str) -> nn.Module:
+    """Load a model from ``data/trained`` or the cache, or train it and cache it.
+
+    Parameters
+    ----------
+    name, build, train, key
+        As in `Recipe`.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, in evaluation mode, parameters frozen.
+
+    Raises
+    ------
+    TrainedError
+        The file found is damaged or holds another model.
+    """
+    model = build()
+    filename = f"{name}-{key[:12]}.safetensors"
+    folder = assets.cache_folder() / "trained"
+    if (COMMITTED / filename).exists():
+        _load(model, COMMITTED / filename)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        # One lock per model: training one may load another.
+        with FileLock(folder / f".{filename}.lock"):
+            if (folder / filename).exists():
+                _load(model, folder / filename)
+            else:
+                measured = train(model)
+                _save(model, folder / filename, name=name, key=key, **measured)
+    return model.cpu().eval().requires_grad_(False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one CPU thread: the same sums in the same order on any number of cores.
+
+    For layers as small as these it is also the faster way, above all on a busy machine.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def retrain(recipe: Recipe) -> str:
+    """Train a model from nothing into ``data/trained``, in place of the files of its name.
+
+    Returns
+    -------
+    str
+        What was measured, beside the replaced file's figures, and the largest absolute difference
+        of the two models' outputs on ``recipe.probe()``.
+    """
+    model = recipe.build()
+    measured = recipe.train(model)
+    report = [f"{recipe.name}: {_listed(measured)}"]
+    committed = sorted(COMMITTED.glob(f"{recipe.name}-{'[0-9a-f]' * 12}.safetensors"))
+    report += [f"  against {old.name}: {_compare(recipe, model, old)}" for old in committed]
+    file = COMMITTED / f"{recipe.name}-{recipe.key[:12]}.safetensors"
+    COMMITTED.mkdir(parents=True, exist_ok=True)
+    _save(model, file, name=recipe.name, key=recipe.key, **measured)
+    for outdated in set(committed) - {file}:
+        outdated.unlink()
+    return "\n".join(report)
+
+
+def registered() -> list[Recipe]:
+    """All models of the default profile."""
+    return [recipe for name in MODULES for recipe in importlib.import_module(name).recipes()]
+
+
+def _compare(recipe: Recipe, model: nn.Module, old: Path) -> str:
+    committed = recipe.build()
+    try:
+        facts = _load(committed, old)
+    except TrainedError as error:
+        return f"not comparable ({error})"
+    inputs = recipe.probe()
+    with torch.no_grad():
+        difference = (model.eval()(inputs) - committed.eval()(inputs)).abs().max()
+    measured = {k: v for k, v in facts.items() if k not in ("name", "key")}
+    return f"{_listed(measured)}, outputs differ by at most {difference:.2g}"
+
+
+def _listed(measured: dict[str, float]) -> str:
+    return ", ".join(f"{what} {value:.4f}" for what, value in measured.items())
+
+
+def _source(part: Callable) -> str:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    for node in ast.walk(tree):
+        documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save(model: nn.Module, file: Path, **facts: object) -> None:
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    # One entry, as safetensors writes several in random order: same weights, same bytes.
+    metadata = {"trained": json.dumps(facts | {"weights": _digest(state)})}
+    with assets.replacing(file) as temporary:
+        temporary.write_bytes(serialized(state, metadata))
+
+
+def _load(model: nn.Module, file: Path) -> dict[str, object]:
+    """Fill `model` from `file`; return the facts stored with it."""
+    try:
+        with safe_open(file, "pt") as stored:
+            facts = json.loads((stored.metadata() or {}).get("trained", "{}"))
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        named = f"{facts.get('name')}-{facts.get('key', '')[:12]}"
+        if named != file.stem or facts.pop("weights") != _digest(state):
+            raise ValueError("the weights are not those that its name and its metadata promise")
+        model.load_state_dict(state)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise TrainedError(
+            f"trained model {file} is damaged or holds another model ({error}); delete it to "
+            "train again on the next use, or run `make retrain` to rebuild all committed ones"
+        ) from error
+    return facts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Retrain the models of the default profile: ``python -m xaiutils.trained [NAME ...]``."""
+    recipes = {recipe.name: recipe for recipe in registered()}
+    parser = argparse.ArgumentParser(
+        prog="python -m xaiutils.trained",
+        description="Train models of the default profile from nothing into data/trained.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(recipes)}; all")
+    wanted = parser.parse_args(arguments).names or list(recipes)
+    if unknown := [name for name in wanted if name not in recipes]:
+        parser.error(f"unknown model {unknown[0]!r}; known are {', '.join(recipes)}")
+    for name in wanted:
+        print(retrain(recipes[name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
