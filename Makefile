@@ -48,8 +48,13 @@ help: ## list the targets
 
 figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (all: 20 min)
 
-build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP)
+build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
 	$(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
+
+# A notebook would fetch them too, but without a progress bar.
+build/.fetched: data/assets.toml | $(STAMP)
+	$(PYTHON) -m xaiutils.assets
+	@mkdir -p build && touch $@
 
 # The target exists in a fresh clone; the executed copies make it old.
 figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml | $(STAMP)

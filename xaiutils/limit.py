@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import comb
 from scipy.stats import binom
 
 from xaiutils.attribution import integrated_gradients
@@ -302,36 +303,32 @@ def coin_banzhaf(f: Callable, d: int, q: float = 0.5) -> np.ndarray:
     """E[f | z_j = 1] - E[f | z_j = 0] when each superpixel is kept with probability `q`.
 
     The derivative of f's multilinear extension at (q, ..., q): the Banzhaf value for q = 1/2,
-    and close to LIME's limit for q = `coin(d, nu)`.
+    occlusion for q = 1, and close to LIME's limit for q = `coin(d, nu)`.
 
     Returns
     -------
     (d,) or (K, d)
     """
     _check_cube(d)
-    if not 0 < q < 1:
-        raise ValueError(f"q must lie strictly between 0 and 1, got {q}")
-
-    def weights(z):
-        on = z.sum(axis=1)
-        return q**on * (1 - q) ** (d - on)
-
-    mean, joint = _expectations(f, d, weights)
-    return joint / q - (np.asarray(mean)[..., None] - joint) / (1 - q)
+    if not 0 <= q <= 1:
+        raise ValueError(f"q must be in [0, 1], got {q}")
+    size = np.arange(d)
+    return _semivalue(f, d, q**size * (1.0 - q) ** (d - 1 - size))
 
 
 def shapley(f: Callable, d: int) -> np.ndarray:
     """Shapley value of each superpixel, (d,) or (K, d), by enumeration."""
     _check_cube(d)
-    on = np.arange(d + 1)
-    # Weight of a mask with s on as a member's coalition, and as one it could join.
-    log_choose = -np.log(d + 1) - binom.logpmf(on, d, 0.5) - d * np.log(2)  # 1/((d+1) C(d,s))
-    per_size = np.exp(log_choose) * (d + 1)  # 1/C(d, s)
-    member = per_size / np.maximum(on, 1) * (on > 0)
-    joiner = per_size / np.maximum(d - on, 1) * (on < d)
-    _, gained = _expectations(f, d, lambda z: member[z.sum(axis=1)])
-    total, kept_too = _expectations(f, d, lambda z: joiner[z.sum(axis=1)])
-    return gained - (np.asarray(total)[..., None] - kept_too)
+    return _semivalue(f, d, 1 / (d * comb(d - 1, np.arange(d))))
+
+
+def _semivalue(f, d, share):
+    """Sum over coalitions S without j of share[|S|] (f(S with j) - f(S)), for each j."""
+    f = lookup(tabulate(f, d))
+    with_j, without_j = np.append(0.0, share), np.append(share, 0.0)  # by the number kept
+    _, gained = _expectations(f, d, lambda z: with_j[z.sum(axis=1)])
+    total, kept_j = _expectations(f, d, lambda z: without_j[z.sum(axis=1)])
+    return gained - (np.asarray(total)[..., None] - kept_j)
 
 
 def occlusion(f: Callable, d: int) -> np.ndarray:

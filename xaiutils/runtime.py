@@ -29,7 +29,7 @@ log = logging.getLogger("xaiutils")
 
 TOLERANCE = 1e-4  # largest difference between the export and torch, relative to the outputs' size
 SIZES = (4, 8, 16, 32, 64, 256, 1024)  # candidate batch sizes
-BATCH_BYTES = 24 * 2**20  # no candidate batch is larger, unless it is the smallest
+BATCH_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}  # larger batches are not tried
 
 # Layers whose training mode makes outputs random or dependent on the batch.
 _MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
@@ -237,7 +237,7 @@ def _fastest(call: Forward, x, device, sizes: Sequence[int] = SIZES) -> int:
     """Batch size with the most inputs per second, each timed over at least two calls."""
     best, best_rate = sizes[0], 0.0
     for size in sizes:
-        if size > sizes[0] and size * x.nbytes > BATCH_BYTES and device.type == "cpu":
+        if size > sizes[0] and size * x.nbytes > BATCH_BYTES.get(device.type, 0):
             break
         batch = torch.from_numpy(np.broadcast_to(x, (size, *x.shape)).copy()).to(device)
         call(batch)
