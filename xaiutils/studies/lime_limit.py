@@ -89,8 +89,8 @@ def audit(bandwidths, *, d: int, n: int) -> pd.DataFrame:
         {
             "nu": bandwidths,
             "coin bias q": [limit.coin(d, nu) for nu in bandwidths],
-            "kept by the ridge, contrasts": kept[:, 0],
-            "kept by the ridge, common part": kept[:, 1],
+            "ridge keeps, contrasts": kept[:, 0],
+            "ridge keeps, common part": kept[:, 1],
         }
     )
 

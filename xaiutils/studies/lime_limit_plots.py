@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullFormatter
 from skimage.segmentation import mark_boundaries
 
 from xaiutils import lime
@@ -89,6 +90,15 @@ def linear_model(case: KnownCase):
     return fig
 
 
+def _log_axes(ax, ticks=None):
+    """Logarithmic axes with labels at powers of ten only, or at `ticks` on the x axis."""
+    ax.set(xscale="log", yscale="log" if ticks is None else "linear")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    if ticks is not None:
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+
+
 def _band(ax, frame, x, y, style, label):
     """Root mean square over repeats with the band of 95 % of them."""
     groups = frame.groupby(x)[y]
@@ -109,8 +119,8 @@ def convergence(frames: dict[str, pd.DataFrame], expected: dict, slopes: dict):
         ax.plot(n, np.sqrt(expected[name] / n), color=OKABE_ITO[1], linestyle="--",
                 label="central limit theorem")  # fmt: skip
         value, low, high = slopes[name]
-        ax.set(xscale="log", yscale="log", xlabel="masks",
-               title=f"{name}\nslope {value:.3f} [{low:.3f}, {high:.3f}]")  # fmt: skip
+        _log_axes(ax)
+        ax.set(xlabel="masks", title=f"{name}\nslope {value:.3f} [{low:.3f}, {high:.3f}]")
     axes[0].set_ylabel("distance to the limit")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
@@ -178,16 +188,18 @@ def locality(panels: dict[str, pd.DataFrame], audit: pd.DataFrame):
         axes[-1].plot(audit["nu"], audit[column], label=column, markevery=3, **STYLES[index])
     axes[-1].set(xscale="log", xlabel="kernel width", ylim=(-0.02, 1.04), title="kernel and ridge")
     axes[-1].axvline(0.25, color="0.5", linestyle=":", linewidth=1)
-    handles = [line for ax in (axes[0], axes[-1]) for line in ax.get_legend_handles_labels()[0]]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3.5, fontsize=7)
+    axes[-1].legend(loc="lower right", handlelength=2.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3.5)
     return fig
 
 
 def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: int, random: float):
     """Agreement of two runs against their size; below, where the stop rule ends each run."""
     fig, (ax, rug) = plt.subplots(
-        2, 1, figsize=(WIDE * 0.75, 3.6), height_ratios=[3, 0.2 + 0.22 * len(stops)], sharex=True
-    )
+        2, 1, figsize=(WIDE * 0.8, 3.2 + 0.17 * len(stops)), height_ratios=[2.4, 0.17 * len(stops)],
+        sharex=True,
+    )  # fmt: skip
     for _, group in frame.groupby("image"):
         ax.plot(group["n"], group["jaccard"], color="0.75", linestyle="-", linewidth=0.8)
     error = [summary["mean"] - summary["low"], summary["high"] - summary["mean"]]
@@ -195,7 +207,7 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
                 label=f"mean of {len(stops)} photographs, 95 % interval")  # fmt: skip
     ax.plot([], [], color="0.75", linestyle="-", label="each photograph")
     ax.axhline(random, color="0.4", linestyle="--", linewidth=1, label="random sets")
-    ax.set(xscale="log", ylim=(0, 1.05), ylabel="top-5 Jaccard of two runs")
+    ax.set(ylim=(0, 1.05), ylabel="top-5 Jaccard of two runs")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for row, (_, size) in enumerate(stops.items()):
         met = size is not None
@@ -205,8 +217,9 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
         yticks=range(len(stops)),
         yticklabels=list(stops),
         ylim=(len(stops) - 0.5, -0.5),
-        xlabel="masks per explanation (below: where the stop rule ends; > not within the run)",
+        xlabel="masks per explanation (dot: the stop rule ends the run; triangle: goes on)",
     )
+    _log_axes(ax, ticks=[*summary["n"], cap])
     return fig
 
 
@@ -216,7 +229,8 @@ def designs(frames: dict[str, dict[str, pd.DataFrame]]):
     for ax, (name, by_design) in zip(np.atleast_1d(axes), frames.items(), strict=True):
         for index, (design, frame) in enumerate(by_design.items()):
             _band(ax, frame, "n", "distance", STYLES[index], design)
-        ax.set(xscale="log", yscale="log", xlabel="model calls", title=name)
+        _log_axes(ax)
+        ax.set(xlabel="model calls", title=name)
     np.atleast_1d(axes)[0].set_ylabel("distance to the limit")
     np.atleast_1d(axes)[0].legend(loc="lower left")
     return fig
