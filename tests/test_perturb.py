@@ -414,3 +414,16 @@ def test_designs_name_what_they_allow(n, d, design, hint):
 def test_orthogonal_arrays_name_their_degrees(m):
     with pytest.raises(ValueError, match=rf"4, 5, 6, 7, 8, 9, 10.*got {m}"):
         designs.orthogonal_array(m)
+
+
+@pytest.mark.parametrize("filler", [-1, 300, 0.5, np.nan])
+def test_filler_that_an_integer_input_cannot_hold_is_refused(filler):
+    x = np.zeros((4, 4), np.uint8)
+    with pytest.raises(ValueError, match="uint8"):
+        perturb.fill(x, Components(np.zeros((4, 4), int)), filler)
+
+
+@pytest.mark.parametrize("filler", [None, "median", ["a"]])
+def test_filler_of_another_kind_is_refused(filler):
+    with pytest.raises(ValueError, match="filler must be"):
+        perturb.fill(np.zeros((4, 4)), Components(np.zeros((4, 4), int)), filler)

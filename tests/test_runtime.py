@@ -299,7 +299,7 @@ def test_training_mode_is_refused_where_it_matters(layer):
 
 
 def test_training_mode_without_such_layers_is_allowed():
-    model = torch.nn.Flatten().train()
+    model = torch.nn.Sequential(torch.nn.Flatten()).train()
     assert_array_equal(runtime.forward(model, X)(BATCH), BATCH.flatten(1).numpy())
     assert model.training
 
@@ -356,3 +356,20 @@ def test_gradients_of_the_module_are_left_alone():
     runtime.forward(model, X)(BATCH)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not model.training
+
+
+def test_a_damaged_note_of_the_batch_size_is_measured_again(cache):
+    runtime.forward(conv_net(), X)
+    (note,) = cache.glob("*.json")
+    note.write_text("{")
+    assert runtime.forward(conv_net(), X).backend == "onnxruntime"
+    assert json.loads(note.read_text())["batch_size"] == 4
+
+
+def test_a_fallback_says_one_line_and_why(cache, caplog, capfd):
+    runtime.forward(Branches().eval(), X)
+    (record,) = [r for r in caplog.records if r.levelname != "DEBUG"]
+    message = record.getMessage()
+    assert "using torch" in message and "\x1b" not in message
+    out, err = capfd.readouterr()
+    assert len((out + err).splitlines()) <= 1

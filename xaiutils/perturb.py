@@ -123,12 +123,20 @@ def fill(x, components: Components, filler: Filler) -> np.ndarray | Callable:
         if filler != "mean":
             raise ValueError(f'filler must be "mean", a number, an array or a callable: {filler!r}')
         return components.means(x)
+    values = _numpy(filler)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f'filler must be "mean", a number, an array or a callable: {filler!r}')
     try:
-        return np.broadcast_to(_numpy(filler), x.shape).astype(x.dtype)
+        values = np.broadcast_to(values, x.shape)
     except ValueError:
         raise ValueError(
-            f"filler of shape {np.shape(filler)} does not broadcast against the input {x.shape}"
+            f"filler of shape {values.shape} does not broadcast against the input {x.shape}"
         ) from None
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(x.dtype)
+    if np.issubdtype(x.dtype, np.integer) and not (cast == values).all():
+        raise ValueError(f"filler must hold values that {x.dtype}, the input's dtype, can hold")
+    return cast
 
 
 def evaluate(

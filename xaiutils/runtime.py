@@ -6,9 +6,11 @@ a key of the module's code and weights. Gradients never pass through here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -111,6 +113,11 @@ def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
     ------
     ValueError
         If dropout or batch norm is in training mode.
+
+    Notes
+    -----
+    What was prepared is used again until a parameter changes in place. Changes that torch does
+    not count (`parameter.data`, plain attributes of a module) go unnoticed: make a new module.
     """
     if not isinstance(model, torch.nn.Module):
         if not callable(model):
@@ -149,8 +156,10 @@ def _prepare(get, x, device, dtype):
         try:
             return _onnx(get(), example, plain)
         except Exception as error:  # any model must work; only the speed is lost
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            log.warning("ONNX Runtime cannot run this model (%s): using torch", reason[0][:120])
+            while error.__cause__ is not None:
+                error = error.__cause__
+            reason = " ".join(str(error).split()) or type(error).__name__
+            log.warning("ONNX Runtime cannot run this model (%s): using torch", reason[:160])
     plain.batch_size = _fastest(plain, example, device)
     return plain
 
@@ -161,43 +170,45 @@ def _onnx(module, x: np.ndarray, plain: Forward) -> Forward:
     with assets.writing(folder, path.name):
         if path.exists():
             try:
-                fast = _checked(path, x, plain, threads())
+                fast = _checked(path, x, plain)
             except Exception:  # damaged or tampered with: the export below replaces it
                 path.unlink()
         if not path.exists():
             with assets.replacing(path) as partial:
                 _export(module, x, partial)
-                fast = _checked(partial, x, plain, threads())
+                fast = _checked(partial, x, plain)
         fast.batch_size = _remembered_size(path.with_suffix(".json"), fast, x)
-    # Threads that wait for each other lose where other processes use the cores too: 60 images/s
-    # with two threads against 120 with one were seen, but 340 against 180 on idle cores.
-    single = _checked(path, x, plain, 1)
-    single.batch_size = fast.batch_size
-    batch = _batch(x, fast.batch_size, fast.device)
-    return min(fast, single, key=lambda call: np.median(_seconds(call, batch, repeats=7)))
+    return fast
 
 
 def _export(module, x, path: Path) -> None:
     batch = torch.from_numpy(np.stack([x, x]))
     training = [part for part in module.modules() if part.training]
     module.eval()  # a bare container starts in training mode, which the exporter warns about
+    # The exporter reports every step and every failed attempt; one line of ours says enough.
+    quiet = contextlib.ExitStack()
+    logging.disable(logging.ERROR)
+    quiet.callback(logging.disable, logging.NOTSET)
+    for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+        quiet.enter_context(redirect(io.StringIO()))
     try:
-        torch.onnx.export(
-            module,
-            (batch,),
-            path,
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
-            external_data=False,
-            verbose=False,
-        )
+        with quiet:
+            torch.onnx.export(
+                module,
+                (batch,),
+                path,
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
+                external_data=False,
+                verbose=False,
+            )
     finally:
         for part in training:
             part.training = True
 
 
-def _checked(path: Path, x, plain: Forward, count: int) -> Forward:
-    """The exported model on `count` threads, if its outputs are those of torch.
+def _checked(path: Path, x, plain: Forward) -> Forward:
+    """The exported model, if its outputs are those of torch.
 
     Raises
     ------
@@ -205,7 +216,10 @@ def _checked(path: Path, x, plain: Forward, count: int) -> Forward:
         If they differ by more than `TOLERANCE`.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = count
+    options.intra_op_num_threads = threads()
+    # Threads that spin between calls take the core that builds the next batch; where other
+    # processes use the cores too, spinning halved the speed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
@@ -228,10 +242,10 @@ def _checked(path: Path, x, plain: Forward, count: int) -> Forward:
 def _remembered_size(path: Path, fast: Forward, x) -> int:
     """Measured batch size, kept beside the export so that reruns use the same."""
     machine = f"{platform.machine()} {platform.processor()} {threads()}"
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or damaged
         note = json.loads(path.read_text())
         if note["machine"] == machine:
-            return note["batch_size"]
+            return int(note["batch_size"])
     size = _fastest(fast, x, fast.device)
     with assets.replacing(path) as partial:
         partial.write_text(json.dumps({"machine": machine, "batch_size": size}))
@@ -244,25 +258,17 @@ def _fastest(call: Forward, x, device, sizes: Sequence[int] = SIZES) -> int:
     for size in sizes:
         if size > sizes[0] and size * x.nbytes > BATCH_BYTES.get(device.type, 0):
             break
-        rate = size / min(_seconds(call, _batch(x, size, device), repeats=3))
+        batch = torch.from_numpy(np.broadcast_to(x, (size, *x.shape)).copy()).to(device)
+        call(batch)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call(batch)
+            seconds.append(time.perf_counter() - start)
+        rate = size / min(seconds)
         if rate > 1.02 * best_rate:  # a larger batch must be worth its memory
             best, best_rate = size, rate
     return best
-
-
-def _batch(x, size: int, device) -> torch.Tensor:
-    return torch.from_numpy(np.broadcast_to(x, (size, *x.shape)).copy()).to(device)
-
-
-def _seconds(call: Forward, batch, repeats: int) -> list[float]:
-    """Duration of each of some calls, after one that is not counted."""
-    call(batch)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call(batch)
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 def _key(module, shape) -> str:

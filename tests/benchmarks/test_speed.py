@@ -1,6 +1,8 @@
 """How fast explanations are, as ratios of times taken in turns in one run."""
 
+import contextlib
 import copy
+import io
 import subprocess
 import sys
 import time
@@ -27,18 +29,19 @@ def seconds(call, *arguments, **options):
     return time.perf_counter() - start
 
 
-def package(image, segments, classify, n, batch_size=10):
+def package(image, segments, classify, n):
     """An explanation by the lime package as its users ask for it, the segmentation given."""
     explainer = lime.lime_image.LimeImageExplainer(random_state=0)
-    return explainer.explain_instance(
-        image.transpose(1, 2, 0).astype(np.float64),
-        classify,
-        top_labels=1,
-        hide_color=None,
-        num_samples=n,
-        batch_size=batch_size,
-        segmentation_fn=lambda _: segments,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+        explainer.explain_instance(
+            image.transpose(1, 2, 0).astype(np.float64),
+            classify,
+            top_labels=1,
+            hide_color=None,
+            num_samples=n,
+            batch_size=10,
+            segmentation_fn=lambda _: segments,
+        )
 
 
 def test_engine_adds_little_to_the_model(bench, monkeypatch, classifier, photograph, superpixels):
