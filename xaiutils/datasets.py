@@ -15,6 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 
 from xaiutils import assets
+from xaiutils.excerpts import SingingExcerpts as SingingExcerpts
+from xaiutils.excerpts import singing_excerpts as singing_excerpts
 
 # sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
 # whatever file they were read from.
