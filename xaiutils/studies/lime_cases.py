@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from lime.lime_image import LimeImageExplainer
 from tqdm import tqdm
 
 from xaiutils import lime, limit, segment
 from xaiutils.perturb import Components
 from xaiutils.studies.lime_limit import table
+from xaiutils.studies.lime_models import package
 
 
 class KnownCase(NamedTuple):
@@ -126,16 +124,15 @@ def package_runs(
     rgb = np.repeat(np.asarray(image, np.float64)[..., None], 3, axis=2)
     runs = np.empty((n_runs, components.d + 1))
     for run in tqdm(range(n_runs), desc="runs of lime", delay=5, leave=False):
-        explainer = LimeImageExplainer(random_state=seed + run)
-        with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
-            explanation = explainer.explain_instance(
-                rgb,
-                lambda batch: model(batch[..., 0]),
-                segmentation_fn=lambda _: components.labels,
-                hide_color=hide_color,
-                top_labels=1,
-                num_samples=n_samples,
-            )
+        explanation = package(
+            rgb,
+            lambda batch: model(batch[..., 0]),
+            random_state=seed + run,
+            segmentation_fn=lambda _: components.labels,
+            hide_color=hide_color,
+            top_labels=1,
+            num_samples=n_samples,
+        )
         runs[run, 0] = explanation.intercept[0]
         for superpixel, weight in explanation.local_exp[0]:
             runs[run, superpixel + 1] = weight

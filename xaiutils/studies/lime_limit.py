@@ -88,9 +88,9 @@ def audit(bandwidths, *, d: int, n: int) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "nu": bandwidths,
-            "coin bias q": [limit.coin(d, nu) for nu in bandwidths],
-            "ridge keeps, contrasts": kept[:, 0],
-            "ridge keeps, common part": kept[:, 1],
+            "q": [limit.coin(d, nu) for nu in bandwidths],
+            "kept, contrasts": kept[:, 0],
+            "kept, common part": kept[:, 1],
         }
     )
 

@@ -45,24 +45,27 @@ def numbered(ax, case: KnownCase, title, support_color=OKABE_ITO[5]):
                 ha="center", va="center", fontsize=9)  # fmt: skip
     if support_color is not None:
         for row, column in np.argwhere(case.support):
-            ax.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, color=support_color))
+            corner = (column - 0.5, row - 0.5)
+            ax.add_patch(plt.Rectangle(corner, 1, 1, color=support_color, alpha=0.65, linewidth=0))
 
 
 def runs_and_theory(ax, case: KnownCase):
-    """Box plot of the package's coefficients, with the theory and its error bars."""
+    """Quartiles and range of the package's coefficients, with the theory and its error bars."""
     d = case.components.d
     position = np.arange(1, d + 1)
     ax.axhline(0, color="0.5", linewidth=0.8, linestyle="--")
     ax.boxplot(
-        case.runs[:, 1:], positions=position, widths=0.5, showfliers=False,
+        case.runs[:, 1:], positions=position, widths=0.7, whis=(0, 100),
         medianprops={"color": OKABE_ITO[0], "linestyle": "-"},
         boxprops={"linestyle": "-"}, whiskerprops={"linestyle": "-"}, capprops={"linestyle": "-"},
     )  # fmt: skip
     ax.errorbar(
         position, case.theory.coef, 1.96 * case.stderr, color=OKABE_ITO[1], marker="x",
-        markersize=6, linestyle="", capsize=2, label="limit, ±1.96 standard errors of a run",
+        markersize=5, linestyle="", capsize=0, elinewidth=0.9,
+        label="limit, ±1.96 standard errors of a run",
     )  # fmt: skip
-    ax.plot([], [], color="0.2", linestyle="-", label=f"{len(case.runs)} runs of lime")
+    ax.plot([], [], color="black", marker="s", markersize=7, fillstyle="none", linestyle="",
+            label=f"{len(case.runs)} runs of lime, quartiles and range")  # fmt: skip
     ax.set(xlabel="superpixel", xticks=position, xticklabels=position)
 
 
@@ -114,7 +117,14 @@ def convergence(frames: dict[str, pd.DataFrame], expected: dict, slopes: dict):
     fig, axes = plt.subplots(1, len(frames), figsize=(WIDE, 2.7))
     for ax, (name, frame) in zip(axes, frames.items(), strict=True):
         repeats = frame["repeat"].nunique()
-        _band(ax, frame, "n", "distance", STYLES[0], f"measured, {repeats} repeats, 95 % of them")
+        _band(
+            ax,
+            frame,
+            "n",
+            "distance",
+            STYLES[0],
+            f"root mean square of {repeats} repeats; band: 95 % of them",
+        )
         n = np.sort(frame["n"].unique())
         ax.plot(n, np.sqrt(expected[name] / n), color=OKABE_ITO[1], linestyle="--",
                 label="central limit theorem")  # fmt: skip
@@ -146,10 +156,10 @@ def qualitative(image, detail: dict, ig_map, class_name: str):
         axes[1, 0], top_superpixels(image, components, detail["lime"]), "LIME: top 5 superpixels"
     )
     magnitude = np.linalg.norm(ig_map, axis=0)
-    picture(axes[1, 1], magnitude, "integrated gradients, absolute", cmap="viridis",
+    picture(axes[1, 1], magnitude, "integrated gradients: norm over colours", cmap="viridis",
             vmax=np.percentile(magnitude, 99.5))  # fmt: skip
     picture(axes[1, 2], top_superpixels(image, components, detail["ig"]),
-            "integrated gradients summed: top 5")  # fmt: skip
+            "integrated gradients, sums: top 5")  # fmt: skip
     return fig
 
 
@@ -184,18 +194,23 @@ def locality(panels: dict[str, pd.DataFrame], audit: pd.DataFrame):
         ax.set(xscale="log", yscale="log", xlabel="kernel width", title=name, ylim=(1e-4, 10))
         ax.axvline(0.25, color="0.5", linestyle=":", linewidth=1)
     axes[0].set_ylabel("relative distance to LIME's limit")
+    axes[0].plot([], [], color="0.5", linestyle=":", label="default width")
     for index, column in enumerate(audit.columns.drop("nu")):
         axes[-1].plot(audit["nu"], audit[column], label=column, markevery=3, **STYLES[index])
-    axes[-1].set(xscale="log", xlabel="kernel width", ylim=(-0.02, 1.04), title="kernel and ridge")
+    axes[-1].set(xscale="log", xlabel="kernel width", ylim=(-0.02, 1.04), ylabel="share",
+                 title="40 superpixels, 1,000 masks")  # fmt: skip
     axes[-1].axvline(0.25, color="0.5", linestyle=":", linewidth=1)
-    axes[-1].legend(loc="lower right", handlelength=2.5)
+    axes[-1].legend(loc="center right", handlelength=2.2, bbox_to_anchor=(1.02, 0.75))
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3.5)
     return fig
 
 
 def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: int, random: float):
-    """Agreement of two runs against their size; below, where the stop rule ends each run."""
+    """Agreement of two runs against their size; below, where the stop rule ends each run.
+
+    The long run of `cap` masks gives cap / 2n pairs of runs of n masks.
+    """
     fig, (ax, rug) = plt.subplots(
         2, 1, figsize=(WIDE * 0.8, 3.2 + 0.17 * len(stops)), height_ratios=[2.4, 0.17 * len(stops)],
         sharex=True,
@@ -206,7 +221,7 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
     ax.errorbar(summary["n"], summary["mean"], error, capsize=2, **STYLES[0],
                 label=f"mean of {len(stops)} photographs, 95 % interval")  # fmt: skip
     ax.plot([], [], color="0.75", linestyle="-", label="each photograph")
-    ax.axhline(random, color="0.4", linestyle="--", linewidth=1, label="random sets")
+    ax.axhline(random, color="0.4", linestyle="--", linewidth=1, label="random sets of five")
     ax.set(ylim=(0, 1.05), ylabel="top-5 Jaccard of two runs")
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for row, (_, size) in enumerate(stops.items()):
@@ -220,17 +235,27 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
         xlabel="masks per explanation (dot: the stop rule ends the run; triangle: goes on)",
     )
     _log_axes(ax, ticks=[*summary["n"], cap])
+    pairs = [f"{n:,}\n{k} pair{'s' * (k > 1)}" for n in summary["n"] for k in [cap // (2 * n)]]
+    rug.set_xticks([*summary["n"], cap], [*pairs, f"{cap:,}"])
     return fig
 
 
 def designs(frames: dict[str, dict[str, pd.DataFrame]]):
     """One panel per image, one line per design."""
-    fig, axes = plt.subplots(1, len(frames), figsize=(WIDE, 2.7), sharey=True)
-    for ax, (name, by_design) in zip(np.atleast_1d(axes), frames.items(), strict=True):
+    fig, axes = plt.subplots(1, len(frames), figsize=(WIDE, 3.0), sharey=True)
+    for ax, (name, by_design) in zip(axes, frames.items(), strict=True):
         for index, (design, frame) in enumerate(by_design.items()):
             _band(ax, frame, "n", "distance", STYLES[index], design)
         _log_axes(ax)
         ax.set(xlabel="model calls", title=name)
-    np.atleast_1d(axes)[0].set_ylabel("distance to the limit")
-    np.atleast_1d(axes)[0].legend(loc="lower left")
+    axes[0].set_ylabel("distance to the limit")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=3,
+        title_fontsize=7,
+        title=f"root mean square of {frame['repeat'].nunique()} repeats; bands: 95 % of them",
+    )
     return fig
