@@ -24,6 +24,7 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from xaiutils import lime, limit
 from xaiutils.perturb import Components
+from xaiutils.runtime import one_blas_thread
 from xaiutils.studies import lime_models as lm
 
 
@@ -50,7 +51,7 @@ def alpha_closed_form(sizes=range(1, 16), nus=(0.1, 0.25, 1.0, 10.0)) -> Measure
     return _worst(errors)
 
 
-@lm.one_thread
+@one_blas_thread
 def limit_is_wls(sizes=(2, 5, 9, 12, 16), nus=(0.1, 0.25, 1.0, 10.0), seed: int = 0) -> Measured:
     """Largest relative error of Theorem 1, in both forms, against least squares on the cube."""
     rng, errors = np.random.default_rng(seed), []
@@ -69,7 +70,7 @@ def limit_is_wls(sizes=(2, 5, 9, 12, 16), nus=(0.1, 0.25, 1.0, 10.0), seed: int 
     return _worst(errors)
 
 
-@lm.one_thread
+@one_blas_thread
 def bound_loose(n_models: int = 10, d: int = 12, nu: float = 0.25, seed: int = 0) -> Measured:
     """Smallest ratio of the theorem's order of n_0 to the n that a normal interval asks for.
 
@@ -140,7 +141,7 @@ def nu_zero_occlusion(n_models: int = 5, d: int = 10, nu: float = 0.02, seed: in
     return _worst(np.abs(limit.exact(limit.lookup(tables.T), d, nu).coef - lost).max(axis=1))
 
 
-@lm.one_thread
+@one_blas_thread
 def coin_bias(sizes=(8, 12, 16), n_models: int = 5, nu: float = 0.1, seed: int = 0) -> Measured:
     """Largest error of dF/dw at (q, ..., q), over that of the Banzhaf value.
 
@@ -158,7 +159,7 @@ def coin_bias(sizes=(8, 12, 16), n_models: int = 5, nu: float = 0.1, seed: int =
     return _worst(ratios)
 
 
-@lm.one_thread
+@one_blas_thread
 def ig_additive(n_models: int = 5, nus=(0.1, 0.25, 1.0), d: int = 10, seed: int = 0) -> Measured:
     """Largest relative distance of integrated gradients to the limit of an additive model."""
     rng, errors = np.random.default_rng(seed), []
@@ -168,13 +169,13 @@ def ig_additive(n_models: int = 5, nus=(0.1, 0.25, 1.0), d: int = 10, seed: int 
     return _worst(errors)
 
 
-@lm.one_thread
+@one_blas_thread
 def ig_pairwise(n_models: int = 20, d: int = 10, seed: int = 0) -> Measured:
     """Largest relative distance of integrated gradients to the wide limit of quadratic models."""
     return _worst(_pairwise_gaps(n_models, d, 1e4, 1.0, seed))
 
 
-@lm.one_thread
+@one_blas_thread
 def ig_pairwise_gap(
     n_models: int = 20, d: int = 10, nu: float = 0.25, interaction: float = 1.0, seed: int = 0
 ) -> Measured:
@@ -187,7 +188,7 @@ def ig_pairwise_gap(
     return _resampled(lambda i: np.median(gaps[i]), n_models, seed)
 
 
-@lm.one_thread
+@one_blas_thread
 def ig_gap_grows(
     scales=(0.3, 1.0, 3.0), n_models: int = 20, d: int = 10, nu: float = 0.25, seed: int = 0
 ) -> Measured:
@@ -263,7 +264,7 @@ def paired_narrow(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int =
 # --- the package lime 0.2.0.1 ---------------------------------------------------------------------
 
 
-@lm.one_thread
+@one_blas_thread
 def pkg_equality(n_images: int = 3, n: int = 200, seed: int = 0) -> Measured:
     """Largest difference between the package and `lime.explain(package_exact=True)`.
 

@@ -200,7 +200,7 @@ def locality(panels: dict[str, pd.DataFrame], audit: pd.DataFrame):
     axes[-1].set(xscale="log", xlabel="kernel width", ylim=(-0.02, 1.04), ylabel="share",
                  title="40 superpixels, 1,000 masks")  # fmt: skip
     axes[-1].axvline(0.25, color="0.5", linestyle=":", linewidth=1)
-    axes[-1].legend(loc="center right", handlelength=2.2, bbox_to_anchor=(1.02, 0.75))
+    axes[-1].legend(loc="center right", handlelength=1.6, bbox_to_anchor=(1.03, 0.28))
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3.5)
     return fig

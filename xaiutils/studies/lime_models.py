@@ -13,13 +13,10 @@ import numpy as np
 import torch
 from lime import lime_image
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
 
 from xaiutils import datasets, lime, limit, perturb
 from xaiutils.perturb import Components
-
-# Thousands of tiny matrix products: where cores are shared, threads slow them down 50 times.
-one_thread = threadpool_limits.wrap(limits=1)
+from xaiutils.runtime import one_blas_thread
 
 
 def net(d: int, rng, scale: float = 1.0, width: int = 16):
@@ -88,7 +85,7 @@ def run(function, d: int, n: int, seed: int, **options) -> np.ndarray:
 
 
 @functools.lru_cache
-@one_thread
+@one_blas_thread
 def repeats(d: int, n: int, runs: int, seed: int):
     """Repeated runs without ridge on one net: coefs (runs, d), limit (d,), CLT variances (d,)."""
     function = net(d, np.random.default_rng([seed, d]))
@@ -98,7 +95,7 @@ def repeats(d: int, n: int, runs: int, seed: int):
 
 
 @functools.lru_cache
-@one_thread
+@one_blas_thread
 def agreement(n: int, n_models: int, d: int, seed: int) -> np.ndarray:
     """Top-5 Jaccard index of two default runs on each of the random nets, (n_models,)."""
     indices = []
@@ -109,7 +106,7 @@ def agreement(n: int, n_models: int, d: int, seed: int) -> np.ndarray:
     return np.array(indices)
 
 
-@one_thread
+@one_blas_thread
 def design_errors(nu: float, n: int, n_models: int, runs: int, seed: int, d: int = 16):
     """Mean squared errors of runs without ridge, (n_models, 2): independent masks, pairs."""
     squares = np.empty((n_models, 2))
