@@ -177,6 +177,18 @@ def test_evaluate_is_one_sample_at_a_time(dtype, kind):
         assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", FILLERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batches_built_with_torch_alone_are_the_same(dtype, kind):
+    """The way of other devices, here on the CPU, equals numpy's bit by bit."""
+    x, components = random_input((3, 4, 5), dtype), Components(LABELS)
+    masks = random_masks(6, components.d)
+    by_numpy = perturb._numpy_builder(x, components, FILLERS[kind], 6)(masks)
+    by_torch = perturb._torch_builder(x, components, FILLERS[kind], torch.device("cpu"))(masks)
+    assert by_torch.dtype == by_numpy.dtype
+    assert_array_equal(by_torch, by_numpy)
+
+
 def test_spectrogram_input_and_the_default_batch_size():
     x = random_input((4, 5), np.float32, 6)
     masks = random_masks(100, 3, 7)
