@@ -17,6 +17,7 @@ from torchvision.transforms import functional as transform
 from xaiutils import assets
 from xaiutils.excerpts import SingingExcerpts as SingingExcerpts
 from xaiutils.excerpts import singing_excerpts as singing_excerpts
+from xaiutils.excerpts import singing_tracks as singing_tracks
 
 # sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
 # whatever file they were read from.

@@ -1,5 +1,6 @@
 """Short excerpts of music without and with a real singing voice, labelled by the voice itself."""
 
+from collections.abc import Iterator
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -85,28 +86,61 @@ def singing_excerpts(level_db: float = 0.0, n_per_track: int = 2, seed: int = 0)
         raise ValueError(f"level_db is {level_db}, must be a finite number of dB")
     if n_per_track < 1:
         raise ValueError(f"n_per_track is {n_per_track}, must be at least 1")
-    voices = assets.names("vocadito")
     rows = []
-    for track, name in enumerate(assets.names("immich-memories-music")):
-        rng = np.random.default_rng([seed, track])
-        singer = track % len(voices)
-        music, voice = _load(assets.path(name)), _load(assets.path(voices[singer]))
-        sung = np.resize(np.roll(voice, rng.integers(len(voice))), len(music))
-        active = activity(sung)
-        pair = _mixed(music, sung, active, level_db)
-        title, by = Path(name).stem, Path(voices[singer]).stem
-        for centre in _spaced(active, n_per_track, rng, title):
-            frames = slice(centre - _CENTRE, centre + _CENTRE + 1)
-            samples = slice(frames.start * HOP, frames.start * HOP + SAMPLES)
+    for index, track in enumerate(singing_tracks(level_db, seed)):
+        rng = np.random.default_rng([seed, index, 1])
+        silent = np.zeros(FRAMES, bool)
+        for centre in _spaced(track.active, n_per_track, rng, track.title):
+            frames, samples = around(centre)
             at = f"at {(centre * HOP + WINDOW / 2) / RATE:.2f} s"
-            silent = np.zeros(FRAMES, bool)
-            rows.append((pair[0][samples], 0, silent, track, singer, f"{title} {at}"))
-            rows.append(
-                (pair[1][samples], 1, active[frames], track, singer, f"{title} with {by} {at}")
-            )
+            music, mixture = f"{track.title} {at}", f"{track.title} with {track.voice} {at}"
+            rows.append((track.music[samples], 0, silent, index, track.singer, music))
+            sung = track.active[frames]
+            rows.append((track.mixture[samples], 1, sung, index, track.singer, mixture))
     *arrays, names = zip(*rows, strict=True)
     waveforms, *others = (torch.from_numpy(np.stack(values)) for values in arrays)
     return SingingExcerpts(waveforms, *others, float(level_db), list(names))
+
+
+class Track(NamedTuple):
+    """A whole piece of music, and the same with a voice in it.
+
+    Attributes
+    ----------
+    title, voice : str
+        Names of the two recordings.
+    singer : int
+    music, mixture : ndarray
+        (samples,) float32 in [-1, 1] at 16 kHz.
+    active : ndarray
+        (T,) bool, True in every 10 ms frame of the mixture that is sung.
+    """
+
+    title: str
+    voice: str
+    singer: int
+    music: np.ndarray
+    mixture: np.ndarray
+    active: np.ndarray
+
+
+def singing_tracks(level_db: float = 0.0, seed: int = 0) -> Iterator[Track]:
+    """The 28 tracks that `singing_excerpts` cuts its excerpts from, one after the other."""
+    voices = assets.names("vocadito")
+    for index, name in enumerate(assets.names("immich-memories-music")):
+        singer = index % len(voices)
+        music, voice = _load(assets.path(name)), _load(assets.path(voices[singer]))
+        start = np.random.default_rng([seed, index]).integers(len(voice))
+        sung = np.resize(np.roll(voice, start), len(music))
+        active = activity(sung)
+        pair = _mixed(music, sung, active, level_db)
+        yield Track(Path(name).stem, Path(voices[singer]).stem, singer, *pair, active)
+
+
+def around(centre: int) -> tuple[slice, slice]:
+    """The frames and the samples of the excerpt whose centre is this frame of its track."""
+    first = centre - _CENTRE
+    return slice(first, first + FRAMES), slice(first * HOP, first * HOP + SAMPLES)
 
 
 def activity(voice: np.ndarray) -> np.ndarray:

@@ -1,0 +1,288 @@
+"""What a model says while an input's components are hidden in the order of a map.
+
+The measurement behind `fidelity`: one sort and one pass of the model per map give accuracy,
+probability and logit curves at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from tqdm import tqdm
+
+from xaiutils import perturb
+from xaiutils.perturb import Components, Filler
+
+ORDERS = ("mif", "lif")
+MEASURES = {  # name of a measure: field of `Curves`
+    "accuracy": "correct",
+    "probability": "probability_predicted",
+    "logit": "logit_predicted",
+    "probability_label": "probability_label",
+    "logit_label": "logit_label",
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the model said about n images at K + 1 hidden fractions, in each of O orders.
+
+    Attributes
+    ----------
+    fractions : (K+1,) in [0, 1]
+        Share of components hidden, exactly; k/K where images differ in their number d.
+    orders : tuple of "mif", "lif"
+    correct : (n, O, K+1) bool
+        The largest logit is that of the label.
+    probability_label, probability_predicted, logit_label, logit_predicted : (n, O, K+1) float32
+        Of the label, and of the class predicted for the unperturbed image.
+    predicted : (n,) int
+        That class.
+    """
+
+    fractions: np.ndarray
+    orders: tuple[str, ...]
+    correct: np.ndarray
+    probability_label: np.ndarray
+    probability_predicted: np.ndarray
+    logit_label: np.ndarray
+    logit_predicted: np.ndarray
+    predicted: np.ndarray
+
+    def curve(self, order: str, measure: str = "accuracy") -> np.ndarray:
+        """One row per image, (n, K+1).
+
+        Parameters
+        ----------
+        order : "mif" or "lif"
+        measure : str
+            "accuracy" (1 if the label wins), "probability" or "logit" of the predicted class,
+            "probability_label" or "logit_label".
+
+        Raises
+        ------
+        ValueError
+            If the order was not computed or the measure is unknown.
+        """
+        if order not in self.orders:
+            raise ValueError(f"order must be one of {self.orders}, got {order!r}")
+        if measure not in MEASURES:
+            raise ValueError(f"measure must be one of {tuple(MEASURES)}, got {measure!r}")
+        return getattr(self, MEASURES[measure])[:, self.orders.index(order)]
+
+
+def curves(
+    model,
+    x,
+    y,
+    scores,
+    *,
+    filler: Filler,
+    orders: Sequence[str] = ORDERS,
+    steps: int = 40,
+    components: Components | Sequence[Components] | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Curves | dict[str, Curves]:
+    """Hide components of each image in rank order and record the model's outputs.
+
+    At step k of K = `steps`, round(k d / K) of the d components are hidden. Maps are ranked
+    once; the ends, nothing and everything hidden, are computed once per image.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        Maps (B, *x.shape[1:]) to logits (B, classes). See `perturb.evaluate`.
+    x : (n, ...) array or tensor
+        Images (n, C, H, W), or inputs of any other shape.
+    y : (n,) int
+        Labels.
+    scores : array, or dict of arrays
+        Importance, larger is more important: (n, H, W), one score per pixel, whose channels are
+        hidden together; more generally (n, *tail) where `tail` broadcasts against x.shape[1:].
+        With `components`, (n, d) or a list of n arrays (d,). Ties are broken at random.
+        Another image's map, `scores[permutation]`, is the mask-swap control.
+    filler : "mean", number, array or callable
+        As in `perturb.fill`, image by image; an array of the shape of `x` holds one filler per
+        image. "mean" is the mean of a component, so not for components of a single position.
+    orders : sequence of "mif" (most important first), "lif" (least important first)
+    components : Components or list of n Components, optional
+        What is hidden together; by default single positions.
+    seed : int
+        Of the ties. Image i draws the same for all maps and orders: LIF is MIF reversed.
+
+    Returns
+    -------
+    Curves, or dict of Curves for a dict of scores
+
+    Raises
+    ------
+    ValueError
+        If shapes, labels, orders or filler do not fit, or a score is NaN.
+    """
+    x, y = _array(x), _array(y)
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x must be a batch (n, ...) of inputs, got shape {x.shape}")
+    if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"y must hold {len(x)} class indices >= 0: {y.dtype} {y.shape}")
+    orders = tuple(orders)
+    if not orders or not set(orders) <= set(ORDERS) or len(set(orders)) < len(orders):
+        raise ValueError(f"orders must be distinct names of {ORDERS}, got {orders}")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    several = isinstance(scores, Mapping)
+    named = dict(scores) if several else {"scores": scores}
+    if not named:
+        raise ValueError("scores must hold at least one map, got an empty dict")
+    parts = _components(components, named, x)
+    maps = [_scores(name, value, parts, components is None) for name, value in named.items()]
+    filler_of = _fillers(filler, x, parts)
+
+    table = np.empty((5, len(maps), len(x), len(orders), steps + 1), np.float32)
+    for i in tqdm(range(len(x)), desc="images", delay=5, leave=False):
+        hidden, step = np.unique(_hidden(parts[i].d, steps), return_inverse=True)
+        masks = _masks([_ranks(m[i], seed, i) for m in maps], orders, hidden[1:-1])
+        out = perturb.evaluate(
+            model,
+            x[i],
+            parts[i],
+            masks,
+            filler_of(i),
+            batch_size=batch_size,
+            device=device,
+            outputs=_recorder(y[i]),
+        )
+        inner = out[2:].reshape(len(maps), len(orders), len(hidden) - 2, 5)
+        clean, blank = (np.broadcast_to(end, (*inner.shape[:2], 1, 5)) for end in out[:2])
+        rows = np.concatenate([clean, inner, blank], axis=2)[:, :, step]
+        table[:, :, i] = np.moveaxis(rows, -1, 0)
+
+    sizes = {part.d for part in parts}
+    d = sizes.pop() if len(sizes) == 1 else steps
+    fractions = _hidden(d, steps) / d
+    winner = table[0].astype(np.int64)
+    correct = winner == y[:, None, None]
+    results = {
+        name: Curves(fractions, orders, correct[m], *table[1:, m], winner[m, :, 0, 0])
+        for m, name in enumerate(named)
+    }
+    return results if several else results["scores"]
+
+
+def _hidden(d, steps):
+    """Numbers of components hidden at each step, (steps + 1,)."""
+    return np.rint(np.arange(steps + 1) * d / steps).astype(int)
+
+
+def _ranks(scores, seed, image):
+    """0 for the largest score .. d - 1 for the smallest."""
+    ties = np.random.default_rng([seed, image]).random(scores.size)
+    ranks = np.empty(scores.size, np.int32)
+    ranks[np.lexsort((ties, -scores))] = np.arange(scores.size)
+    return ranks
+
+
+def _masks(ranks, orders, hidden):
+    """Nothing hidden, everything hidden, then a row per map, order and number hidden."""
+    ranks = np.stack(ranks)
+    maps, d = ranks.shape
+    masks = np.ones((2 + maps * len(orders) * len(hidden), d), bool)
+    masks[1] = False
+    rows = masks[2:].reshape(maps, len(orders), len(hidden), d)
+    for o, order in enumerate(orders):
+        place = ranks if order == "mif" else d - 1 - ranks
+        np.greater_equal(place[:, None], hidden[:, None], out=rows[:, o])
+    return masks
+
+
+def _recorder(label) -> Callable:
+    """Function from logits (B, classes) to (B, 5): winner, then four fields of `Curves`.
+
+    Rows must come in order and the first must be the unperturbed input: its winner is the
+    predicted class of all.
+    """
+    predicted = None
+
+    def record(logits):
+        nonlocal predicted
+        if label >= logits.shape[1]:
+            raise ValueError(f"y must hold classes 0..{logits.shape[1] - 1}, got {label}")
+        logits = logits.astype(np.float64)
+        winner = logits.argmax(axis=1)
+        if predicted is None:
+            predicted = winner[0]
+        chosen = [label, predicted]
+        return np.column_stack([winner, softmax(logits, axis=1)[:, chosen], logits[:, chosen]])
+
+    return record
+
+
+def _components(components, named, x) -> list[Components]:
+    """One partition per image."""
+    if isinstance(components, Components):
+        return [components] * len(x)
+    if components is not None:
+        components = list(components)
+        if len(components) != len(x) or not all(isinstance(c, Components) for c in components):
+            raise ValueError(f"components must be Components or a list of {len(x)} of them")
+        return components
+    tails = {np.shape(value)[1:] for value in named.values()}
+    tail = tails.pop()
+    try:
+        fits = not tails and np.broadcast_shapes(tail, x.shape[1:]) == x.shape[1:]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"scores must all have one shape (n, *tail) where tail broadcasts against the inputs "
+            f"{x.shape[1:]}, e.g. (n, H, W) for images (n, C, H, W); got "
+            f"{ {name: np.shape(value) for name, value in named.items()} }"
+        )
+    return [Components(np.arange(np.prod(tail, dtype=int)).reshape(tail))] * len(x)
+
+
+def _scores(name, values, parts, flatten) -> list[np.ndarray]:
+    """Scores of one map, one array (d,) per image."""
+    rows = [_array(row).astype(np.float64) for row in values]
+    if flatten:
+        rows = [row.ravel() for row in rows]
+    expected = [(part.d,) for part in parts]
+    if [row.shape for row in rows] != expected:
+        raise ValueError(
+            f"{name}: scores must hold {len(parts)} maps, each with one score per component "
+            f"(d,): got {len(rows)} of shapes {sorted({row.shape for row in rows})}"
+        )
+    for i, row in enumerate(rows):
+        if np.isnan(row).any():
+            raise ValueError(f"{name}: scores of image {i} hold NaN, which has no rank")
+    return rows
+
+
+def _fillers(filler, x, parts) -> Callable:
+    """Function from the index of an image to its filler."""
+    if isinstance(filler, str) and filler == "mean":
+        if any(part.d == part.labels.size for part in parts):
+            raise ValueError(
+                'filler "mean" of components of one position is the input itself, nothing would '
+                "be hidden; give a number, an array or a callable"
+            )
+    elif isinstance(filler, np.ndarray | torch.Tensor) and filler.ndim == x.ndim:
+        filler = _array(filler)
+        if filler.shape != x.shape:
+            raise ValueError(
+                f"filler with one entry per image must have the shape of x, {x.shape}, "
+                f"got {filler.shape}"
+            )
+        return lambda i: filler[i]
+    return lambda i: filler
+
+
+def _array(values) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values)
