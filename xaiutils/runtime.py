@@ -97,6 +97,12 @@ def pick_device(device: str = "auto") -> torch.device:
     return place
 
 
+def check_mode(model: torch.nn.Module) -> None:
+    """Raise ValueError if dropout or batch norm of `model` is in training mode."""
+    if any(part.training and isinstance(part, _MOODY) for part in model.modules()):
+        raise ValueError("model is in training mode; call model.eval() before explaining it")
+
+
 def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
     """The fastest way to run `model` on batches of inputs like `x`.
 
@@ -124,8 +130,7 @@ def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
             raise ValueError(f"model must be a torch.nn.Module or a callable, got {model!r}")
         place = torch.device("cpu" if device == "auto" else device)
         return Forward(lambda batch: _array(model(batch)), "callable", place)
-    if any(part.training and isinstance(part, _MOODY) for part in model.modules()):
-        raise ValueError("model is in training mode; call model.eval() before explaining it")
+    check_mode(model)
 
     weights = [*model.parameters(), *model.buffers()]
     own = weights[0].device if weights else torch.device("cpu")

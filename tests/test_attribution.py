@@ -1,0 +1,400 @@
+"""Attributions against loops over single inputs, closed forms, and what they refuse."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+from xaiutils import attribution, segment
+
+N, SHAPE, CLASSES = 5, (2, 6, 8), 4
+TARGET, AGAINST = np.array([0, 3, 1, 1, 2]), np.array([1, 0, 0, 3, 3])
+
+
+class Net(nn.Module):
+    """Smooth, double precision, trainable; `trunk` halves the resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+        self.head = nn.Linear(3 * 3 * 4, CLASSES)
+        rng = np.random.default_rng(7)
+        for weight in self.parameters():
+            weight.data = torch.from_numpy(rng.normal(size=weight.shape) / 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.trunk(x)).flatten(1))
+
+
+class Flat(Net):
+    def forward(self, x):
+        return super().forward(x).flatten()
+
+
+class Power(nn.Module):
+    """Output k is the sum of (k + 1) x^power."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x):
+        total = (x**self.power).flatten(1).sum(1, keepdim=True)
+        return total * torch.arange(1, CLASSES + 1).to(x)
+
+
+class Recorder(nn.Module):
+    """Passes on and keeps every batch it sees."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, x):
+        self.seen.append(x.detach())
+        return self.model(x)
+
+
+def gradcam(model, x, target, **options):
+    return attribution.gradcam(model, model.trunk, x, target, **options)
+
+
+def integrated(model, x, target, **options):
+    return attribution.integrated_gradients(model, x, np.full(SHAPE, 0.3), target, **options)
+
+
+def occlusion(model, x, target, **options):
+    return attribution.occlusion(model, x, target, patch=3, baseline=0.2, **options)
+
+
+def smooth_mean(model, x, target, **options):
+    return attribution.smoothgrad(model, x, target, n_samples=7, **options).mean
+
+
+def smooth_square(model, x, target, **options):
+    return attribution.smoothgrad(model, x, target, n_samples=7, **options).mean_square
+
+
+LINEAR = [
+    attribution.gradient,
+    attribution.input_x_gradient,
+    smooth_mean,
+    integrated,
+    gradcam,
+    occlusion,
+]  # in the explained scalar
+METHODS = [*LINEAR, smooth_square]
+
+
+@pytest.fixture
+def net():
+    return Net()
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).random((N, *SHAPE))
+
+
+def slope(model, x, target):
+    """Gradient at one input, by a call of its own."""
+    x = torch.as_tensor(x)[None].requires_grad_()
+    return torch.autograd.grad(model(x)[0, target], x)[0][0].numpy()
+
+
+# --- common to all --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_and_neighbours_do_not_matter(method, net, images):
+    together = method(net, images, TARGET, batch_size=64)
+    assert together.shape in ((N, *SHAPE), (N, *SHAPE[1:]))
+    for size in (1, 4):
+        assert_allclose(method(net, images, TARGET, batch_size=size), together, atol=1e-12)
+    assert_allclose(method(net, images[:2], TARGET[:2]), together[:2], atol=1e-12)
+    assert abs(together[2] - together[3]).max() > 1e-3  # same target, another image
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_against_is_the_difference_of_two_attributions(method, net, images):
+    difference = method(net, images, TARGET) - method(net, images, AGAINST)
+    one_vs_one = method(net, torch.from_numpy(images), torch.from_numpy(TARGET), against=AGAINST)
+    assert_allclose(one_vs_one, difference, atol=1e-12)
+    assert abs(difference).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_model_and_global_generators_are_left_alone(method, net, images):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    weights = [w.detach().clone() for w in net.parameters()]
+    with torch.no_grad():
+        method(net, images, TARGET)
+    assert all(w.grad is None and w.requires_grad for w in net.parameters())
+    assert all(torch.equal(w, old) for w, old in zip(net.parameters(), weights, strict=True))
+    assert not net.trunk._forward_hooks
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m is not occlusion])
+def test_gradients_have_the_precision_of_the_model(method, net, images):
+    exact = method(net, images, TARGET)
+    single = method(net.float(), images, TARGET)
+    assert single.dtype == np.float32
+    assert_allclose(single, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("target", "against", "hint"),
+    [
+        (TARGET[:4], None, "target must hold 5 output indices"),
+        (TARGET[:, None], None, r"target must hold 5 .*\(5, 1\)"),
+        (TARGET + 0.0, None, "target must hold 5 .*float64"),
+        (TARGET - 1, None, "target must hold 5 output indices >= 0"),
+        (TARGET + 1, None, r"target must be within 0\.\.3: 4"),
+        (TARGET, AGAINST[:4], "against must hold 5"),
+        (TARGET, AGAINST + 1, r"against must be within 0\.\.3: 4"),
+    ],
+)
+def test_bad_targets_are_named(method, target, against, hint, net, images):
+    with pytest.raises(ValueError, match=hint):
+        method(net, images, target, against=against)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_models_and_sizes_are_named(method, net, images):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        method(net, images, TARGET, batch_size=0)
+    with pytest.raises(ValueError, match=r"model must return \(batch, outputs\), got \(\d+,\)"):
+        method(Flat(), images, TARGET)
+    net.drop = nn.Dropout()
+    with pytest.raises(ValueError, match="training mode"):
+        method(net, images, TARGET)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_without_images_are_named(method, net):
+    with pytest.raises(ValueError, match=r"x must be a batch \(n, \.\.\.\).*\(0, 2, 6, 8\)"):
+        method(net, np.empty((0, *SHAPE)), np.empty(0, int))
+
+
+@pytest.mark.parametrize("method", [gradcam, occlusion])
+def test_maps_of_pixels_need_images(method, net):
+    with pytest.raises(ValueError, match=r"x must be images \(n, C, H, W\), got shape \(5, 6\)"):
+        method(net, np.zeros((N, 6)), TARGET)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def test_gradient_is_that_of_each_image_alone(net, images):
+    expected = [slope(net, x, t) for x, t in zip(images, TARGET, strict=True)]
+    assert_allclose(attribution.gradient(net, images, TARGET, batch_size=2), expected, atol=1e-12)
+
+
+def test_input_x_gradient_with_the_mean_as_baseline_is_that_of_normalised_images(net, images):
+    mean, std = np.array([0.4, 0.6])[:, None, None], np.array([0.2, 0.3])[:, None, None]
+
+    class Normalised(nn.Module):
+        def forward(self, x):
+            return net((x - torch.from_numpy(mean)) / torch.from_numpy(std))
+
+    ours = attribution.input_x_gradient(Normalised(), images, TARGET, baseline=mean)
+    normalised = (images - mean) / std
+    assert_allclose(ours, normalised * attribution.gradient(net, normalised, TARGET), atol=1e-12)
+    assert_allclose(
+        attribution.input_x_gradient(net, images, TARGET),
+        images * attribution.gradient(net, images, TARGET),
+    )
+
+
+def test_input_x_gradient_names_a_baseline_that_does_not_fit(net, images):
+    with pytest.raises(ValueError, match=r"baseline of shape \(2,\) does not broadcast"):
+        attribution.input_x_gradient(net, images, TARGET, baseline=np.zeros(2))
+
+
+# --- SmoothGrad -----------------------------------------------------------------------------------
+
+
+def test_smoothgrad_is_a_loop_over_the_noisy_copies(net, images):
+    recorder = Recorder(net)
+    found = attribution.smoothgrad(recorder, images, TARGET, n_samples=3, batch_size=4)
+    copies = torch.cat(recorder.seen).unflatten(0, (N, 3))
+    for i, t in enumerate(TARGET):
+        slopes = np.array([slope(net, copy, t) for copy in copies[i]])
+        assert_allclose(found.mean[i], slopes.mean(0), atol=1e-12)
+        assert_allclose(found.mean_square[i], (slopes**2).mean(0), atol=1e-12)
+
+
+def test_smoothgrad_noise_is_normal_of_a_share_of_each_range():
+    rng = np.random.default_rng(2)
+    x = rng.random((2, 3, 20, 20)) * np.array([1, 5]).reshape(2, 1, 1, 1)
+    x[:, 2] += 4  # the range is over all channels, not within each
+    recorder = Recorder(Power(1))
+    attribution.smoothgrad(recorder, x, [0, 0], n_samples=40, spread=0.2)
+    noise = torch.cat(recorder.seen).unflatten(0, (2, 40)).numpy() - x[:, None]
+    sigma = 0.2 * (x.max((1, 2, 3)) - x.min((1, 2, 3)))
+    noise /= sigma.reshape(2, 1, 1, 1, 1)
+    # 48,000 values per image: the standard errors of mean, deviation and kurtosis are below these.
+    assert_allclose(noise.mean((1, 2, 3, 4)), 0, atol=0.02)
+    assert_allclose(noise.std((1, 2, 3, 4)), 1, atol=0.02)
+    assert_allclose((noise**4).mean((1, 2, 3, 4)), 3, atol=0.2)
+    flat = noise.reshape(80, -1)
+    assert abs(np.corrcoef(flat) - np.eye(80)).max() < 0.15  # no copy repeats another
+
+
+def test_smoothgrad_without_noise_is_the_gradient(net, images):
+    plain = attribution.gradient(net, images, TARGET)
+    found = attribution.smoothgrad(net, images, TARGET, n_samples=3, spread=0)
+    assert_allclose(found.mean, plain, atol=1e-12)
+    assert_allclose(found.mean_square, plain**2, atol=1e-12)
+
+
+def test_smoothgrad_seed_decides_the_noise(net, images):
+    first, again, other = (
+        attribution.smoothgrad(net, images, TARGET, n_samples=2, seed=seed) for seed in (0, 0, 1)
+    )
+    assert_array_equal(first.mean, again.mean)
+    assert abs(first.mean - other.mean).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"n_samples": 0}, {"spread": -0.1}, {"spread": np.nan}])
+def test_smoothgrad_names_bad_settings(options, net, images):
+    with pytest.raises(ValueError, match="n_samples must be at least 1 and spread at least 0"):
+        attribution.smoothgrad(net, images, TARGET, **options)
+
+
+# --- integrated gradients -------------------------------------------------------------------------
+
+
+def test_integrated_gradients_are_complete(net, images):
+    baselines = np.random.default_rng(3).random(images.shape)
+
+    def gap(steps):
+        maps = attribution.integrated_gradients(net, images, baselines, TARGET, steps=steps)
+        with torch.no_grad():
+            fall = net(torch.from_numpy(images)) - net(torch.from_numpy(baselines))
+        return abs(maps.sum((1, 2, 3)) - fall.numpy()[np.arange(N), TARGET]).max()
+
+    assert gap(400) < 1e-5
+    assert gap(10) / gap(20) == pytest.approx(4, rel=0.1)  # the trapezoid rule is of order 2
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_integrated_gradients_of_known_functions(steps, images):
+    linear = attribution.integrated_gradients(Power(1), images, images * 0 + 0.1, TARGET, steps=1)
+    scale = (TARGET + 1)[:, None, None, None]
+    assert_allclose(linear, scale * (images - 0.1))
+    # The trapezoid rule makes 1/3 + 1 / (6 steps^2) of the integral of a^2 over [0, 1].
+    cubic = attribution.integrated_gradients(
+        Power(3), images, images * 0, TARGET, steps=steps, batch_size=3
+    )
+    assert_allclose(cubic, scale * images**3 * (1 + 1 / (2 * steps**2)))
+
+
+def test_integrated_gradients_of_one_input_or_a_batch(net, images):
+    baselines = np.random.default_rng(3).random(images.shape)
+    batch = attribution.integrated_gradients(net, images, baselines, TARGET, against=AGAINST)
+    shared = attribution.integrated_gradients(net, images, baselines[1], TARGET, against=AGAINST)
+    one = attribution.integrated_gradients(
+        net, images[1], baselines[1], int(TARGET[1]), against=int(AGAINST[1])
+    )
+    assert one.shape == SHAPE
+    assert_allclose(batch[1], one, atol=1e-12)
+    assert_allclose(shared[1], one, atol=1e-12)
+    assert abs(shared[2] - batch[2]).max() > 1e-3
+
+
+def test_integrated_gradients_names_what_does_not_fit(net, images):
+    with pytest.raises(ValueError, match=r"shape of x, \(2, 6, 8\), got \(6, 8\)"):
+        attribution.integrated_gradients(net, images[0], images[0, 0], 0)
+    with pytest.raises(ValueError, match=r"shape of x, \(5, 2, 6, 8\), got \(4, 2, 6, 8\)"):
+        attribution.integrated_gradients(net, images, images[1:], TARGET)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        attribution.integrated_gradients(net, images, images, TARGET, steps=0)
+
+
+# --- Grad-CAM -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcam_by_hand(relu, net, images):
+    with torch.no_grad():
+        maps = net.trunk(torch.from_numpy(images)).numpy()  # (N, 3, 3, 4)
+    heads = net.head.weight.detach().numpy()[TARGET].reshape(maps.shape)
+    weights = (heads * (1 - np.tanh(maps) ** 2)).mean((2, 3), keepdims=True)
+    coarse = (weights * maps).sum(1)
+    coarse = np.maximum(coarse, 0) if relu else coarse
+    # Bilinear doubling: a fine pixel is 3/4 of its coarse one and 1/4 of the next on its side.
+    padded = np.pad(coarse, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = np.stack([padded[:, :-2] + 3 * padded[:, 1:-1], 3 * padded[:, 1:-1] + padded[:, 2:]], 2)
+    rows = rows.reshape(N, 6, 6) / 4
+    fine = np.stack([rows[..., :-2] + 3 * rows[..., 1:-1], 3 * rows[..., 1:-1] + rows[..., 2:]], 3)
+    expected = fine.reshape(N, 6, 8) / 4
+    assert_allclose(gradcam(net, images, TARGET, relu=relu), expected, atol=1e-12)
+    assert relu or (expected < 0).any()
+
+
+def test_gradcam_names_bad_layers(net, images):
+    with pytest.raises(ValueError, match="layer must be a part of the model, got Conv2d"):
+        attribution.gradcam(net, nn.Conv2d(2, 3, 3), images, TARGET)
+    with pytest.raises(ValueError, match=r"layer must give \(B, channels"):
+        attribution.gradcam(net, net.head, images, TARGET)
+
+
+# --- occlusion ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["number", "one filler", "one per image"])
+@pytest.mark.parametrize(("patch", "grid"), [(1, (6, 8)), (3, (2, 3)), (8, (1, 1))])
+def test_occlusion_is_a_loop_over_patches(patch, grid, kind, net, images):
+    fillers = np.random.default_rng(4).random(images.shape)
+    baseline = {"number": 0.7, "one filler": fillers[0], "one per image": fillers}[kind]
+    found = attribution.occlusion(net, images, TARGET, patch=patch, baseline=baseline)
+    labels = segment.grid(SHAPE[1:], *grid)
+    with torch.no_grad():
+        for i, t in enumerate(TARGET):
+            full = net(torch.from_numpy(images[i : i + 1]))[0, t].item()
+            filler = np.broadcast_to(baseline, images.shape)[i]
+            for cell in range(labels.max() + 1):
+                hidden = np.where(labels == cell, filler, images[i])
+                score = full - net(torch.from_numpy(hidden[None]))[0, t].item()
+                assert_allclose(found[i][labels == cell], score, atol=1e-12)
+
+
+def test_occlusion_takes_every_filler_of_the_engine(net, images):
+    seen = []
+
+    def zero(x, components, masks):
+        seen.append((~masks).sum(1))
+        return np.zeros((len(masks), *x.shape))
+
+    options = {"patch": 4, "batch_size": 5}
+    mean = attribution.occlusion(net, images, TARGET, baseline="mean", **options)
+    black = attribution.occlusion(net, images, TARGET, **options)
+    called = attribution.occlusion(net, images, TARGET, baseline=zero, **options)
+    assert_allclose(called, black, atol=1e-12)
+    assert abs(mean - black).max() > 1e-3
+    assert set(np.concatenate(seen)) == {0, 1}  # one patch at a time
+
+
+def test_occlusion_names_what_does_not_fit(net, images):
+    for patch in (0, 9):
+        with pytest.raises(ValueError, match=rf"patch must be within 1\.\.8 pixels, got {patch}"):
+            attribution.occlusion(net, images, TARGET, patch=patch)
+    with pytest.raises(ValueError, match=r"baseline with one entry per image.*\(4, 2, 6, 8\)"):
+        attribution.occlusion(net, images, TARGET, patch=2, baseline=images[1:])
+
+
+# --- reduction ------------------------------------------------------------------------------------
+
+
+def test_reduce_sums_channels_signed_or_absolute():
+    values = np.array([[[[1.0, -2.0]], [[-3.0, -4.0]]]])  # (1, 2, 1, 2)
+    assert_array_equal(attribution.reduce(values, "sum"), [[[-2, -6]]])
+    assert_array_equal(attribution.reduce(values, "abs_sum"), [[[4, 6]]])
+    assert_array_equal(attribution.reduce(values[0], "sum"), [[-2, -6]])
+    with pytest.raises(ValueError, match='"sum" or "abs_sum", got \'max\''):
+        attribution.reduce(values, "max")
