@@ -187,8 +187,9 @@ def test_onnx_export_with_dynamic_batch(name, tmp_path, lite0):
     np.testing.assert_allclose(logits, model(x).numpy(), atol=1e-4)
 
 
-def test_committed_digit_classifier_is_accurate_and_frozen():
-    model, data = digits.load(), datasets.mnist()
+@pytest.mark.parametrize("masked", [False, True])
+def test_committed_digit_classifier_is_accurate_and_frozen(masked):
+    model, data = digits.load(masked=masked), datasets.mnist()
     assert digits.accuracy(model, data.test_images, data.test_labels) >= 0.985
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -228,3 +229,59 @@ def test_digit_training_depends_on_its_seed_alone():
         assert not torch.allclose(one(x), other(x), atol=0.1)
     assert digits.accuracy(one, x, data.test_labels[:500]) > 0.7
     assert digits.accuracy(digits._build(0), x, data.test_labels[:500]) < 0.4
+
+
+def test_training_on_masked_digits_makes_the_classifier_robust_to_masks():
+    data = datasets.mnist()
+    x, labels = data.test_images[:2000], data.test_labels[:2000]
+    hidden = x * (noise(*x.shape) >= 0.25)
+    plain, masked = (digits.accuracy(digits.load(masked=m), hidden, labels) for m in (False, True))
+    assert masked > plain + 0.01
+    assert masked > 0.97
+
+
+def masking(**changes):
+    """Augmentation of the identity, so that its output is the masked input."""
+    return digits.Masking(torch.nn.Identity(), 0, **(digits._MASKING | changes))
+
+
+def test_masking_leaves_half_of_the_batches_alone_and_is_reproducible():
+    x = 0.5 + noise(4, 1, 28, 28) / 2
+    one, two = masking(), masking()
+    batches = [one(x) for _ in range(400)]
+    assert all(torch.equal(batch, two(x)) for batch in batches)
+    untouched = sum(torch.equal(batch, x) for batch in batches)
+    assert 160 < untouched < 240
+    assert all(((batch == x) | (batch == 0)).all() for batch in batches)
+
+
+def test_densities_of_masks_are_uniform_up_to_the_largest():
+    always = masking(share_of_batches=1.0, share_of_boxes=0.0)
+    x = torch.ones(64, 1, 28, 28)
+    shares = torch.stack([1 - always(x).mean((1, 2, 3)) for _ in range(200)])
+    density = shares.mean(1)  # one for each batch
+    assert 0.24 < density.max() < 0.26
+    assert abs(density.mean() - 0.125) < 0.015
+    assert shares.std(1).max() < 0.025  # within a batch, binomial alone
+
+
+def test_a_masked_pixel_may_grow_to_the_right_and_down():
+    """Rare seeds, all of which grow: squares of side 1, 2 or 3, cut off at the border."""
+    always = masking(share_of_batches=1.0, max_density=4e-4, share_of_boxes=1.0)
+    hidden = always(torch.ones(4000, 1, 28, 28))[:, 0] == 0
+    sides = []
+    for one in hidden[hidden.any((1, 2))]:
+        rows, columns = torch.nonzero(one, as_tuple=True)
+        if rows.max() < 27 and columns.max() < 27:
+            side = int(rows.max() - rows.min()) + 1
+            if len(rows) == side**2 == side * (int(columns.max() - columns.min()) + 1):
+                sides.append(side)
+    shares = torch.bincount(torch.tensor(sides), minlength=4) / len(sides)
+    assert len(sides) > 200
+    assert torch.allclose(shares, torch.tensor([0, 1, 1, 1]) / 3, atol=0.1)
+
+
+def test_masks_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    masking()(torch.ones(2, 1, 28, 28))
+    assert torch.equal(torch.get_rng_state(), before)

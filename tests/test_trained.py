@@ -71,6 +71,7 @@ def test_committed_digits_are_used_without_training(monkeypatch, tmp_path):
     monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
     monkeypatch.setattr(digits.datasets, "mnist", never)
     digits.load(0)
+    digits.load(0, masked=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -233,3 +234,14 @@ def test_key_of_the_digits_follows_parameters_data_and_code(monkeypatch, part):
         monkeypatch.setattr(digits, "_train", digits._build)
     assert digits.recipes()[0].key != before
     assert digits._recipe(1).key != before
+
+
+@pytest.mark.parametrize("part", ["_MASKING", "Masking", "_train"])
+def test_key_of_the_masked_digits_follows_the_masking_too(monkeypatch, part):
+    plain, masked = (recipe.key for recipe in digits.recipes())
+    if part == "_MASKING":
+        monkeypatch.setitem(digits._MASKING, "max_density", 0.3)
+    else:
+        monkeypatch.setattr(digits, part, digits._build)
+    assert digits.recipes()[1].key != masked
+    assert (digits.recipes()[0].key == plain) == (part != "_train")

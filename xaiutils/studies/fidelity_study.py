@@ -1,0 +1,196 @@
+"""Experiments of notebook 03 on real classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from xaiutils import baselines, fidelity, intervals
+from xaiutils.fidelity import Curves
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+DIGITS_MEAN = (0.1307,)
+
+
+def fillers(x, mean, seed: int) -> dict:
+    """What hidden pixels can become; the blur is that of the spec for 224 pixels, scaled."""
+    sigma = 14 * x.shape[-1] / 224
+    return {
+        "dataset mean": baselines.channel_mean(x, mean),
+        "black": baselines.black(x),
+        "image mean": baselines.image_mean(x),
+        "blur": baselines.blur(x, sigma),
+        "uniform noise": baselines.uniform_noise(x, seed),
+        "imputed": baselines.NoisyLinear(seed=seed),
+    }
+
+
+def by_filler(model, x, y, maps, choices: Mapping, *, steps: int, seed: int) -> dict:
+    """Curves of the same maps under each filler: filler -> method -> Curves."""
+    return {
+        name: fidelity.curves(model, x, y, maps, filler=filler, steps=steps, seed=seed)
+        for name, filler in choices.items()
+    }
+
+
+def thinned(curves: Mapping[str, Curves], every: int) -> dict[str, Curves]:
+    """The same curves on a coarser grid: every so many steps, both ends kept.
+
+    Raises
+    ------
+    ValueError
+        If `every` does not divide the number of steps.
+    """
+    steps = len(next(iter(curves.values())).fractions) - 1
+    if steps % every:
+        raise ValueError(f"every must divide the {steps} steps, got {every}")
+    fields = ("correct", "probability_label", "probability_predicted", "logit_label",
+              "logit_predicted")  # fmt: skip
+    return {
+        name: replace(
+            one,
+            fractions=one.fractions[::every],
+            **{field: getattr(one, field)[..., ::every] for field in fields},
+        )
+        for name, one in curves.items()
+    }
+
+
+def points(curves: Mapping[str, Curves]) -> pd.DataFrame:
+    """Accuracy by method, order and share hidden with Wilson intervals.
+
+    Returns
+    -------
+    DataFrame with columns method, order, fraction, value, low, high, n
+    """
+    tables = []
+    for name, one in curves.items():
+        for order in one.orders:
+            right = one.curve(order)
+            low, high = intervals.wilson(right.sum(axis=0), len(right))
+            tables.append(
+                pd.DataFrame(
+                    {"method": name, "order": order, "fraction": one.fractions,
+                     "value": right.mean(axis=0), "low": low, "high": high, "n": len(right)}
+                )
+            )  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def pick(table: pd.DataFrame, quantity: str, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """Rows of one quantity of `fidelity.summary`, in the order of `methods`."""
+    rows = table[table["quantity"] == quantity].set_index("method")
+    return rows.loc[list(methods) if methods is not None else rows.index].reset_index()
+
+
+def estimate(table: pd.DataFrame, method: str, quantity: str) -> intervals.Estimate:
+    """One entry of `fidelity.summary`."""
+    row = table[(table["method"] == method) & (table["quantity"] == quantity)].iloc[0]
+    return intervals.Estimate(row["value"], row["low"], row["high"], int(row["n"]))
+
+
+def overview(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
+    """Methods by quantities as text "value [low, high]"."""
+    part = table[table["quantity"].isin(quantities)]
+    cells = [
+        intervals.Estimate(row.value, row.low, row.high, row.n).text() for row in part.itertuples()
+    ]
+    wide = part.assign(cell=cells).pivot(index="method", columns="quantity", values="cell")
+    return wide.loc[list(dict.fromkeys(part["method"])), list(quantities)]
+
+
+def smallest(estimates: Sequence[intervals.Estimate]) -> intervals.Estimate:
+    """The estimate with the lowest lower end: a claim about all of them stands or falls with it."""
+    return min(estimates, key=lambda e: e.low)
+
+
+def best_lead(curves: Mapping[str, Curves], best: str, others: Sequence[str], **options):
+    """Lead of F of a method over the strongest of the others (by F), paired."""
+    table = fidelity.summary({name: curves[name] for name in (best, *others)}, **options)
+    rival = max(others, key=lambda name: estimate(table, name, "F").value)
+    return rival, fidelity.difference(curves, best, rival, "F", **options)
+
+
+def early_drop(curves: Mapping[str, Curves], methods: Sequence[str], share: float, seed: int = 0):
+    """Accuracy lost when the least important `share` is hidden: mean over methods, paired."""
+    drops = []
+    for name in methods:
+        right = curves[name].curve("lif").astype(float)
+        step = int(np.argmin(np.abs(curves[name].fractions - share)))
+        drops.append(right[:, 0] - right[:, step])
+    return intervals.mean(np.mean(drops, axis=0), seed=seed)
+
+
+def swapped(model, x, y, maps, *, filler, steps: int, seed: int) -> dict[str, Curves]:
+    """Mask-swap control: image i is hidden in the order of the next image's map, MIF only."""
+    rolled = {name: np.roll(values, 1, axis=0) for name, values in maps.items()}
+    return fidelity.curves(
+        model, x, y, rolled, filler=filler, steps=steps, seed=seed, orders=("mif",)
+    )
+
+
+def artifact_estimates(own: Mapping[str, Curves], swap: Mapping[str, Curves], seed: int = 0):
+    """Three estimates of the artifact's area: own LIF, random ranking, mask swap.
+
+    Returns
+    -------
+    DataFrame with columns method, curve, value, low, high, n
+    """
+
+    def area(curves: Curves, order):
+        right = curves.curve(order).astype(float)
+        return np.trapezoid(right[:, :1] - right, curves.fractions, axis=1)
+
+    rows = []
+    for name in swap:
+        areas = {
+            "own LIF": area(own[name], "lif"),
+            "random": (area(own["random"], "mif") + area(own["random"], "lif")) / 2,
+            "mask swap": area(swap[name], "mif"),
+            "MIF drop D": area(own[name], "mif"),
+        }
+        rows += [(name, curve, *intervals.mean(v, seed=seed)) for curve, v in areas.items()]
+    return pd.DataFrame(rows, columns=["method", "curve", "value", "low", "high", "n"])
+
+
+def paired_widths(curves: Curves, seed: int = 0, draws: int = 2000) -> intervals.Estimate:
+    """Half width of an independent normal interval of F over that of a paired one.
+
+    1 would mean that pairing does not matter. Its own interval is a bootstrap over images.
+    """
+    areas = np.stack(
+        [
+            np.trapezoid(curves.curve(o).astype(float), curves.fractions, axis=1)
+            for o in ("mif", "lif")
+        ]
+    )
+
+    def ratio(mif, lif):
+        return np.sqrt(mif.var(-1) + lif.var(-1)) / (lif - mif).std(-1)
+
+    n = areas.shape[1]
+    rows = np.random.default_rng(seed).integers(n, size=(draws, n))
+    low, high = np.percentile(ratio(areas[0][rows], areas[1][rows]), (2.5, 97.5))
+    return intervals.Estimate(float(ratio(*areas)), float(low), float(high), n)
+
+
+def between_models(
+    first: Mapping[str, Curves], second: Mapping[str, Curves], methods, quantity: str, seed: int = 0
+):
+    """Paired difference second - first, over the same images, of the mean over methods.
+
+    `quantity` is "F" or "auc_lif". Images are paired, the models' predictions need not agree.
+    """
+
+    def area(curves):
+        lif = np.mean([curves[m].curve("lif") for m in methods], axis=0)
+        mif = np.mean([curves[m].curve("mif") for m in methods], axis=0)
+        values = lif - mif if quantity == "F" else lif
+        return np.trapezoid(values, curves[methods[0]].fractions, axis=1)
+
+    if quantity not in ("F", "auc_lif"):
+        raise ValueError(f'quantity must be "F" or "auc_lif", got {quantity!r}')
+    return intervals.mean(area(second) - area(first), seed=seed)
