@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import CLAIM
 
-from xaiutils import claims, provenance
+from xaiutils import claims, intervals, provenance
 from xaiutils.notebooks import ProjectError
 
 OTHER = (
@@ -62,6 +62,17 @@ def claim(**rule):
 )
 def test_verdict_looks_at_the_whole_interval(rule, low, high, verdict):
     assert claim(**rule).verdict(low, high) == verdict
+
+
+def test_an_estimate_without_cases_is_not_run(project):
+    nothing = intervals.mean([])
+    assert claims.record_estimate("rises", nothing, missing="none flipped") == "not run"
+    some = intervals.Estimate(0.7, 0.6, 0.8, 20)
+    verdict = claims.record_estimate("second", some, unit="dB")
+    found = records(project)["claims"]
+    assert found["rises"] == {"verdict": "not run", "reason": "none flipped"}
+    expected = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 20, "unit": "dB", "verdict": verdict}
+    assert found["second"] == expected
 
 
 def test_record_writes_numbers_verdict_and_inputs(project):

@@ -439,3 +439,21 @@ def test_filler_that_an_integer_input_cannot_hold_is_refused(filler):
 def test_filler_of_another_kind_is_refused(filler):
     with pytest.raises(ValueError, match="filler must be"):
         perturb.fill(np.zeros((4, 4)), Components(np.zeros((4, 4), int)), filler)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int64", "bool"])
+def test_kept_and_hidden_values_arrive_bit_by_bit(dtype):
+    x = np.array([0.0, -0.0, 1.0, 7.0], "float64").astype(dtype)
+    filler = np.array([1.0, 0.0, -0.0, 3.0], "float64").astype(dtype)
+    if x.dtype.kind == "f":
+        x[2], filler[3] = np.nan, np.inf
+    masks = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1]], bool)
+    seen = []
+
+    def model(batch):
+        seen.append(batch.numpy().copy())
+        return torch.zeros(len(batch), 1)
+
+    perturb.evaluate(model, x, Components(np.arange(4)), masks, filler, batch_size=2)
+    expected = np.where(masks, x, filler)
+    assert np.concatenate(seen).tobytes() == expected.tobytes()

@@ -3,6 +3,7 @@
 ``python -m xaiutils.claims`` writes `figures/CLAIMS.md` from the records of the last runs.
 """
 
+import math
 import re
 import sys
 import tomllib
@@ -162,6 +163,19 @@ def record(claim_id, value, low, high, n, unit=""):
     entry = {"value": value, "low": low, "high": high, "n": int(n), "unit": unit}
     _save(claim_id, {"verdict": verdict, **entry})
     return verdict
+
+
+def record_estimate(claim_id, estimate, *, unit="", missing="no case to measure it on"):
+    """`record` an `intervals.Estimate`; if it is not a number, `not_run` for the reason `missing`.
+
+    Returns
+    -------
+    str
+        The verdict.
+    """
+    if not math.isfinite(estimate.value):
+        return not_run(claim_id, missing)
+    return record(claim_id, *estimate, unit=unit)
 
 
 def not_run(claim_id, reason):

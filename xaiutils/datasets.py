@@ -3,16 +3,21 @@
 import gzip
 import hashlib
 import pickle
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.datasets import Imagenette
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
+from tqdm import tqdm
 
 from xaiutils import assets
 from xaiutils.excerpts import SingingExcerpts as SingingExcerpts
@@ -66,22 +71,107 @@ def imagenet_samples(size: int = 224) -> ImagenetSamples:
     xaiutils.assets.AssetError
         The photographs cannot be fetched or verified.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}, must be at least 1 pixel")
     files = [assets.path(name) for name in assets.names("foolbox")]
-    images = []
-    for file in files:
-        with Image.open(file) as photograph:
-            side = round(size * 256 / 224)
-            scaled = transform.resize(photograph.convert("RGB"), side, InterpolationMode.BICUBIC)
-            images.append(transform.to_tensor(transform.center_crop(scaled, size)))
     names = [file.stem for file in files]
     return ImagenetSamples(
-        images=torch.stack(images),
+        images=_photographs(files, size),
         labels=torch.tensor([int(name.rsplit("_", 1)[1]) for name in names]),
-        class_names=list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"]),
+        class_names=_class_names(),
         names=names,
     )
+
+
+def image_folder(
+    root: str | Path, *, n: int | None = None, size: int = 224, seed: int = 0
+) -> ImagenetSamples:
+    """Load photographs of ImageNet classes from a folder with one sub-folder per class.
+
+    Parameters
+    ----------
+    root : str or Path
+        As for ``torchvision.datasets.ImageFolder``, with sub-folders named by WordNet ids (all
+        1000 of ImageNet, whose sorted order is that of the classes, or Imagenette's), by class
+        indices, ``"207"``, or by class names, ``"golden retriever"``.
+    n : int, optional
+        Images of a random subset, in the folder's order; others are not read. By default all.
+    size : int
+        Height and width in pixels after the crop of `imagenet_samples`.
+    seed : int
+        Of the subset.
+
+    Returns
+    -------
+    ImagenetSamples
+        As of `imagenet_samples`, but ``names`` are file paths below `root`. All images are held
+        in memory: 3 GB for 5,000 of 224 pixels, 30 GB for all of ImageNet's validation set.
+
+    Raises
+    ------
+    ValueError
+        `root` is no such folder, or a file in it is damaged; `n` is not within 1 and the number
+        of images in it; `size` is below 1.
+    """
+    root = Path(root).expanduser()
+    found = make_dataset(root, _class_folders(root), extensions=IMG_EXTENSIONS, allow_empty=True)
+    if not found:
+        raise ValueError(f"root: {root} holds no images ({', '.join(IMG_EXTENSIONS)})")
+    if n is not None:
+        if not 1 <= n <= len(found):
+            raise ValueError(f"n is {n}, must be within 1..{len(found)}, the images in {root}")
+        chosen = np.random.default_rng(seed).choice(len(found), n, replace=False)
+        found = [found[i] for i in np.sort(chosen)]
+    files, labels = zip(*found, strict=True)
+    return ImagenetSamples(
+        images=_photographs(files, size),
+        labels=torch.tensor(labels),
+        class_names=_class_names(),
+        names=[Path(file).relative_to(root).as_posix() for file in files],
+    )
+
+
+def _class_names() -> list[str]:
+    return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
+def _class_folders(root: Path) -> dict[str, int]:
+    """Class index of each sub-folder by its name; hidden ones are left out."""
+    inside = root.iterdir() if root.is_dir() else ()
+    folders = sorted(f.name for f in inside if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        raise ValueError(f"root: {root} must be a folder with one sub-folder of images per class")
+    names = {name: index for index, name in enumerate(_class_names())}
+    known = {wnid: names[synonyms[0]] for wnid, synonyms in Imagenette._WNID_TO_CLASS.items()}
+    if len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        places = {folder: index for index, folder in enumerate(folders)}
+        if known.items() <= places.items():  # or these are 1000 other WordNet ids
+            return places
+    known |= names | {str(index): index for index in range(1000)}
+    unknown = [folder for folder in folders if folder not in known]
+    if unknown:
+        raise ValueError(
+            f"root: {len(unknown)} of {len(folders)} sub-folders of {root} are no ImageNet class, "
+            f"{unknown[0]!r} first; allowed are all 1000 WordNet ids of ImageNet, Imagenette's "
+            "ten, class indices 0..999 and the names in torchvision's list of classes"
+        )
+    return {folder: known[folder] for folder in folders}
+
+
+def _photographs(files: Sequence[str | Path], size: int) -> torch.Tensor:
+    """Central squares of resized RGB photographs, (n, 3, size, size) in [0, 1]."""
+    if size < 1:
+        raise ValueError(f"size is {size}, must be at least 1 pixel")
+    # Filled in place: a list to be stacked would need twice the memory.
+    images = torch.empty(len(files), 3, size, size)
+    side = round(size * 256 / 224)
+    for i, file in enumerate(tqdm(files, desc="images", delay=5, leave=False)):
+        try:
+            with Image.open(file) as photograph:
+                colours = photograph.convert("RGB")
+        except OSError as error:  # some of them do not name the file
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        scaled = transform.resize(colours, side, InterpolationMode.BICUBIC)
+        images[i] = transform.to_tensor(transform.center_crop(scaled, size))
+    return images
 
 
 def mnist() -> Mnist:

@@ -21,6 +21,10 @@ class Estimate(NamedTuple):
     high: float | np.ndarray
     n: int
 
+    def text(self, digits: int = 2) -> str:
+        """Such as "0.41 [0.30, 0.52]"."""
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
 
 def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """How often each row occurs in each bootstrap sample, (draws, rows).
@@ -71,11 +75,11 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     means = counts @ flat / counts.sum(axis=1, keepdims=True)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    shape = values.shape[1:]
-    return Estimate(
-        values.mean(axis=0)[()], low.reshape(shape)[()], high.reshape(shape)[()],
-        len(np.unique(units)),
-    )  # fmt: skip
+    value = values.mean(axis=0)
+    # Equal rows have equal means but for rounding, which must not push the value out.
+    low = np.minimum(low.reshape(value.shape), value)
+    high = np.maximum(high.reshape(value.shape), value)
+    return Estimate(value[()], low[()], high[()], len(np.unique(units)))
 
 
 def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

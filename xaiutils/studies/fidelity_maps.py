@@ -41,7 +41,7 @@ def gradient_maps(
     smooth = attribution.smoothgrad(
         model, x, target, n_samples=n_noise, seed=seed, batch_size=batch_size
     )
-    baseline = np.broadcast_to(centre, x.shape)
+    baseline = np.broadcast_to(centre, x.shape).copy()
     signed = {
         "gradient": attribution.gradient(model, x, target, batch_size=batch_size),
         "SmoothGrad": smooth.mean,

@@ -88,7 +88,11 @@ def pick(table: pd.DataFrame, quantity: str, methods: Sequence[str] | None = Non
 
 def estimate(table: pd.DataFrame, method: str, quantity: str) -> intervals.Estimate:
     """One entry of `fidelity.summary`."""
-    row = table[(table["method"] == method) & (table["quantity"] == quantity)].iloc[0]
+    return as_estimate(table[(table["method"] == method) & (table["quantity"] == quantity)].iloc[0])
+
+
+def as_estimate(row) -> intervals.Estimate:
+    """A row with entries value, low, high and n as an estimate."""
     return intervals.Estimate(row["value"], row["low"], row["high"], int(row["n"]))
 
 
@@ -169,11 +173,12 @@ def paired_widths(curves: Curves, seed: int = 0, draws: int = 2000) -> intervals
     )
 
     def ratio(mif, lif):
-        return np.sqrt(mif.var(-1) + lif.var(-1)) / (lif - mif).std(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold one image only
+            return np.sqrt(mif.var(-1) + lif.var(-1)) / (lif - mif).std(-1)
 
     n = areas.shape[1]
     rows = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.percentile(ratio(areas[0][rows], areas[1][rows]), (2.5, 97.5))
+    low, high = np.nanpercentile(ratio(areas[0][rows], areas[1][rows]), (2.5, 97.5))
     return intervals.Estimate(float(ratio(*areas)), float(low), float(high), n)
 
 
@@ -194,3 +199,61 @@ def between_models(
     if quantity not in ("F", "auc_lif"):
         raise ValueError(f'quantity must be "F" or "auc_lif", got {quantity!r}')
     return intervals.mean(area(second) - area(first), seed=seed)
+
+
+def relative_area(curves: Curves, seed: int = 0) -> intervals.Estimate:
+    """|F| over the clean accuracy a0; the interval is that of F / a0, folded at zero."""
+    mif, lif = (curves.curve(order).astype(float) for order in ("mif", "lif"))
+    counts = intervals.resamples(len(mif), seed=seed)
+    area, clean = np.trapezoid(lif - mif, curves.fractions, axis=1), mif[:, 0]
+    drawn = (counts @ area) / (counts @ clean)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    folded = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
+    return intervals.Estimate(abs(area.mean() / clean.mean()), *folded, len(mif))
+
+
+def filler_table(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0) -> pd.DataFrame:
+    """`fidelity.summary` of each filler, with a column filler."""
+    return pd.concat(
+        fidelity.summary(curves, seed=seed).assign(filler=name) for name, curves in tables.items()
+    )
+
+
+def filler_spread(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0):
+    """Artifact share, pooled over methods, of the filler with the largest minus the smallest.
+
+    Returns
+    -------
+    (str, str, Estimate)
+        The two fillers, chosen by their values, and the paired difference.
+    """
+    shares = {}
+    for name, curves in tables.items():
+        n = len(next(iter(curves.values())).predicted)
+        counts = np.vstack([np.ones(n), intervals.resamples(n, seed=seed)])
+        areas = np.zeros((2, len(counts)))
+        for one in curves.values():
+            for row, order in enumerate(("lif", "mif")):
+                right = one.curve(order).astype(float)
+                areas[row] += counts @ np.trapezoid(right[:, :1] - right, one.fractions, axis=1)
+        shares[name] = np.divide(*areas, out=np.full(len(counts), np.nan), where=areas[1] != 0)
+    most = max(shares, key=lambda name: shares[name][0])
+    least = min(shares, key=lambda name: shares[name][0])
+    gap = shares[most] - shares[least]
+    low, high = np.nanpercentile(gap[1:], (2.5, 97.5))
+    return most, least, intervals.Estimate(gap[0], low, high, n)
+
+
+def beside(table: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
+    """F of each method and its crop score s: columns method, F, F_low, ..., s_low, s_high."""
+    left = pick(table, "F").set_index("method")[["value", "low", "high"]]
+    right = crops[crops["quantity"] == "s"].set_index("method")[["value", "low", "high"]]
+    left.columns, right.columns = ["F", "F_low", "F_high"], ["s", "s_low", "s_high"]
+    return left.join(right).reset_index()
+
+
+def dial_gap(dial: pd.DataFrame) -> float:
+    """|P - true artifact| of the evidence map at the largest dial."""
+    rows = dial[(dial["method"] == "evidence") & (dial["dial"] == dial["dial"].max())]
+    value = rows.set_index("quantity")["value"]
+    return abs(value["P"] - value["artifact_mif"])
