@@ -23,6 +23,10 @@ from xaiutils import assets
 from xaiutils.excerpts import SingingExcerpts as SingingExcerpts
 from xaiutils.excerpts import singing_excerpts as singing_excerpts
 from xaiutils.excerpts import singing_tracks as singing_tracks
+from xaiutils.known_digits import ColouredDigits as ColouredDigits
+from xaiutils.known_digits import SceneDigits as SceneDigits
+from xaiutils.known_digits import coloured_digits as coloured_digits
+from xaiutils.known_digits import scene_digits as scene_digits
 
 # sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
 # whatever file they were read from.
