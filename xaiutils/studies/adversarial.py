@@ -189,6 +189,14 @@ def _pick(detector, a: Attacked, seed, tries) -> Case | None:
     return None
 
 
+def in_turn(cases: Sequence[Case], n: int) -> list[Case]:
+    """Excerpts of the first n tracks, one of each, the four conditions taking turns.
+
+    Fewer experiments per track and more tracks: intervals are over tracks.
+    """
+    return [c for c in cases if c.track < n and CONDITIONS.index(c.condition) == c.track % 4]
+
+
 def paste(detector, case: Case, sets, components: Components = CELLS) -> np.ndarray:
     """Probability of singing (N,) with the perturbation of the cells in `sets` (N, d) pasted."""
     kept = ~np.asarray(sets, bool)

@@ -260,7 +260,7 @@ def off_states(flips: pd.DataFrame, scores: pd.DataFrame):
     return fig
 
 
-def minimal_sets(frame: pd.DataFrame):
+def minimal_sets(frame: pd.DataFrame, largest: int):
     """Cells that each ranking needs against the smallest set that suffices."""
     fig, axes = plt.subplots(1, 3, figsize=(WIDE, 2.7), sharey=True, sharex=True)
     top = CELLS.d + 1
@@ -276,6 +276,6 @@ def minimal_sets(frame: pd.DataFrame):
                xlabel="fewest cells that flip", xticks=[1, 5, 10, 15, 20])  # fmt: skip
     axes[0].set_ylabel("cells the ranking needs")
     handles = [plt.Line2D([], [], color="0.3", marker=m, linestyle="") for m in "o^"]
-    names = ["all smaller sets tried", "an upper bound: sets of up to 4 cells tried"]
+    names = ["all smaller sets tried", f"an upper bound: sets of up to {largest} cells tried"]
     fig.legend(handles, names, loc="outside lower center", ncols=2)
     return fig

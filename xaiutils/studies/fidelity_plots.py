@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from skimage.transform import downscale_local_mean
 
 from xaiutils.figures import OKABE_ITO, STYLES, WIDE
 from xaiutils.studies.lime_limit_plots import picture
@@ -27,13 +28,14 @@ def _named(ax, names: Sequence[str], **options):
 
 
 def maps(image, found: Mapping[str, np.ndarray], title: str):
-    """A photograph and its maps, each as the rank of its pixels."""
+    """A photograph and its maps, each as the rank of its pixels, averaged over blocks of 2 x 2."""
     fig, axes = plt.subplots(2, (len(found) + 2) // 2, figsize=(WIDE, 3.2))
     image = np.asarray(image).transpose(1, 2, 0)
     picture(axes.ravel()[0], image, title)
     for ax, (name, scores) in zip(axes.ravel()[1:], found.items(), strict=False):
         rank = np.asarray(scores).ravel().argsort().argsort().reshape(np.shape(scores))
-        drawn = picture(ax, rank / (rank.size - 1), name, cmap="viridis", vmin=0, vmax=1)
+        blocks = downscale_local_mean(rank / (rank.size - 1), (2, 2))
+        drawn = picture(ax, blocks, name, cmap="viridis", vmin=0, vmax=1)
     for ax in axes.ravel()[len(found) + 1 :]:
         ax.set_visible(False)
     fig.colorbar(drawn, ax=axes, label="rank (1: most important)", shrink=0.7, fraction=0.03)
@@ -64,21 +66,25 @@ def curves(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]):
 
 def decomposition(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]):
     """Stacked bars: the drop D is the artifact estimate P plus the fidelity F."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.6), sharey=True)
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.6), sharey=True, sharex=True)
     y = np.arange(len(methods))
     for ax, (name, table) in zip(axes, panels.items(), strict=True):
         part = {
             q: table[table["quantity"] == q].set_index("method").loc[list(methods)] for q in "PFD"
         }
-        ax.barh(y, part["P"]["value"], color=OKABE_ITO[4], height=0.7, label="P: artifact estimate")
-        ax.barh(y, part["F"]["value"], left=part["P"]["value"], color=OKABE_ITO[0], height=0.7,
-                label="F: fidelity", hatch="//", edgecolor="white", linewidth=0)  # fmt: skip
+        p, f = part["P"]["value"].to_numpy(), part["F"]["value"].to_numpy()
+        ax.barh(y, p, color=OKABE_ITO[4], height=0.7, label="P: artifact estimate")
+        ax.barh(y, f.clip(0), left=p, color=OKABE_ITO[0], height=0.7, label="F: fidelity",
+                hatch="//", edgecolor="white", linewidth=0)  # fmt: skip
+        if (below := f < 0).any():
+            ax.barh(y[below], -f[below], left=(p + f)[below], height=0.7, color="white",
+                    edgecolor=OKABE_ITO[1], label="negative F: P is longer than D")  # fmt: skip
         for q, shift in (("P", -0.14), ("D", 0.14)):
             dots(ax, part[q], y + shift, color="black", marker="", label=None, elinewidth=1)
         _named(ax, methods, xlabel="area", title=f"{name} (n = {int(table['n'].max())})")
         ax.axvline(0, color="0.4", linewidth=0.8, linestyle="-")
         ax.grid(axis="y", visible=False)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 
@@ -107,7 +113,8 @@ def agreement(panels: Mapping[str, pd.DataFrame]):
         rows = table.set_index("quantity").loc[list(names)]
         for index, quantity in enumerate(names):
             dots(ax, rows.loc[[quantity]], [index], style=index)
-        _named(ax, list(names.values()), xlim=(-0.6, 1.05), title=title)
+        n = int(rows["n"].max())
+        _named(ax, list(names.values()), xlim=(-0.05, 1.05), title=f"{title} (n = {n})")
     fig.supxlabel("mean rank correlation of the methods between settings", fontsize=8)
     return fig
 
