@@ -4,6 +4,7 @@ A planted detector sees an excerpt (165, 80) as the means of its 20 cells, cut h
 reshaping alone: cell 4 t + f holds frames 33 t to 33 t + 32 and bands 20 f to 20 f + 19.
 """
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -745,6 +746,19 @@ def test_small_sets_are_tried_by_enumeration():
     assert found["LIME"] == 1 + max(lime_ranking.index(3), lime_ranking.index(11))
     short = beyond.minimal_sets(planted, [case], frame, largest=1).iloc[0]
     assert (short["minimal"], short["exact"]) == (5, False)
+
+
+def test_small_sets_of_some_cases_use_the_rankings_of_these():
+    """Two tracks that need one and three cells; only the second is asked about."""
+
+    def planted(x):
+        return 0.5 + (means_of(x)[:, [18, 2, 7]].sum(1, keepdim=True) - 0.5) / 10
+
+    easy = make_case(np.zeros((165, 80)), np.ones((165, 80)))
+    hard = dataclasses.replace(easy, track=1, adversarial=0.2 * easy.adversarial)
+    frame, _ = study.flip_curves(planted, [easy, hard], n_masks=64, n_random=1, seed=0)
+    found = beyond.minimal_sets(planted, [hard], frame, largest=3)
+    assert found[["track", "minimal", "greedy"]].to_numpy().tolist() == [[1, 3, 3]]
 
 
 @pytest.mark.parametrize(("needs", "exact"), [(1, True), (2, True), (3, False)])

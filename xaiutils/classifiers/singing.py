@@ -161,12 +161,10 @@ class _Memory(nn.Module):
     """p(t) + 20 taps on p(t-19) ... p(t) + 20 taps on p(t+1) ... p(t+20), zeros outside.
 
     (N, T, 128) to (N, T, 128). One depthwise convolution does all three terms (`_read` merges the
-    taps), over an image of height 1, because the libraries have fast kernels for that. Best times
-    on one thread in ms: 0.2 for 8 x 165 frames (0.5 with the gradient), 0.4 (0.9) for 3000, against
-    1.2 (1.2) and 0.7 (1.9) for the plain form, two one-dimensional convolutions. In ONNX Runtime
-    the whole network on 16 x 165 frames takes 22, of which 6 are memory, against 35 and 20; one
-    one-dimensional convolution takes 32 and 17. Slower on the 8 x 165 frames: FFT 0.4 (1.3),
-    windows times Toeplitz matrices 0.4 (1.9), a sum over taps 1.1 (4.1), windows times taps 5 (15).
+    taps), over an image of height 1, because the libraries have fast kernels for that. On one
+    thread it takes 0.34 ms for 8 x 165 frames (0.6 with the gradient) and 0.9 (1.4) for 3000, half
+    of the plain form, two one-dimensional convolutions. FFT, windows times Toeplitz matrices, sums
+    over taps and windows times taps were slower in a trial.
     """
 
     def __init__(self):

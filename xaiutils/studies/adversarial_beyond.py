@@ -314,7 +314,7 @@ def minimal_sets(
     Parameters
     ----------
     flips : DataFrame
-        Of `adversarial.flip_curves` for the same cases.
+        Of `adversarial.flip_curves` for these cases and perhaps others; one a track and condition.
 
     Returns
     -------
@@ -322,10 +322,12 @@ def minimal_sets(
         condition, track, exact (whether all smaller sets were tried), minimal, and the cells that
         the rankings greedy, norm and LIME need.
     """
-    needed = flips[flips["flipped"] == 1].groupby(["case", "ranking"])["k"].min()
+    turned = flips[flips["flipped"] == 1]
+    needed = turned.groupby(["condition", "track", "ranking"])["k"].min()
     records = []
-    for i, case in enumerate(tqdm(cases, "all small sets", leave=False, mininterval=1)):
-        bound = int(needed[i, "greedy"])
+    for case in tqdm(cases, "all small sets", leave=False, mininterval=1):
+        needs = needed[case.condition, case.track]
+        bound = int(needs["greedy"])
         smallest, exact = bound, bound - 1 <= largest
         for size in range(1, min(bound - 1, largest) + 1):
             chosen = np.array(list(combinations(range(CELLS.d), size)))
@@ -334,7 +336,7 @@ def minimal_sets(
             if case.flips(paste(detector, case, sets)).any():
                 smallest, exact = size, True
                 break
-        by = [int(needed[i, name]) for name in ("greedy", "norm", "LIME")]
+        by = [int(needs[name]) for name in ("greedy", "norm", "LIME")]
         records.append((case.condition, case.track, exact, smallest, *by))
     columns = ["condition", "track", "exact", "minimal", "greedy", "norm", "LIME"]
     return pd.DataFrame(records, columns=columns)

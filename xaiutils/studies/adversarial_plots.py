@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import librosa.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import soundfile
+from IPython.display import Audio
 
 from xaiutils.classifiers.singing import BANDS, HOP, RATE
 from xaiutils.excerpts import FRAMES
@@ -34,6 +38,15 @@ def spectrogram(ax, features, title="", *, grid=True, **options):
     return drawn
 
 
+def player(samples) -> Audio:
+    """Player of a sound (n,) at 16 kHz in [-1, 1], without loss at half the size of a WAV file."""
+    data = io.BytesIO()
+    soundfile.write(data, samples, RATE, format="FLAC", subtype="PCM_16")
+    audio = Audio(data.getvalue())
+    audio.mimetype = "audio/flac"
+    return audio
+
+
 def _frame(ax, cells, color, *, linewidth=2.0, linestyle="-"):
     """Outline cells of the grid."""
     width, height = FRAMES * HOP / RATE / TIMES, BANDS / HEIGHTS
@@ -48,7 +61,7 @@ def _frame(ax, cells, color, *, linewidth=2.0, linestyle="-"):
 
 def excerpts(cases: list[Case], explanations, probabilities):
     """One row per case: clean, adversarial, difference, with the top three cells of both."""
-    fig, axes = plt.subplots(len(cases), 3, figsize=(WIDE, 2.05 * len(cases) + 0.4), sharey=True)
+    fig, axes = plt.subplots(len(cases), 3, figsize=(WIDE, 1.75 * len(cases) + 0.6), sharey=True)
     for row, (case, explanation, p) in enumerate(
         zip(cases, explanations, probabilities, strict=True)
     ):
