@@ -384,8 +384,9 @@ def drawn(detector, excerpts: SingingExcerpts, *, n_masks: int, n: int, seed: in
 def drawing(shape: str) -> torch.Tensor:
     """Magnitudes (165, 257) to be laid over a spectrogram.
 
-    "wave" is a tone of 163 Hz with a vibrato of 5.5 Hz across three cells of the lowest band,
-    "zigzag" the same with straight ups and downs, "blob" one cell filled, in the second band.
+    "wave" is a tone of 163 Hz across three cells of the lowest band whose pitch wavers 5.5 times a
+    second by 12 %, less than a bin; "zigzag" the same with straight ups and downs; "blob" one cell
+    filled, in the second band.
     """
     frames = np.arange(FRAMES)
     inside = (frames * TIMES // FRAMES >= 1) & (frames * TIMES // FRAMES <= 3)

@@ -154,10 +154,11 @@ def overlap(counts: dict[tuple[str, int], np.ndarray], ks):
             x = np.arange(k + 1)
             ax.bar(x, found / max(n, 1), color=OKABE_ITO[2], width=0.75, label="LIME")
             for cell, count in zip(x, found, strict=True):
-                ax.text(cell, found[cell] / max(n, 1) + 0.02, count, ha="center", fontsize=7)
+                height = max(found[cell] / max(n, 1), study.chance(k)[cell])
+                ax.text(cell, height + 0.03, count, ha="center", fontsize=7)
             ax.plot(x, study.chance(k), color="black", marker="_", markersize=16, linestyle="",
                     label="cells drawn at random")  # fmt: skip
-            ax.set(xticks=x, ylim=(0, 1.15), title=f"k = {k}, n = {n}")
+            ax.set(xticks=x, ylim=(0, 1.2), title=f"k = {k}, n = {n}")
             ax.grid(axis="x", visible=False)
         axes[row, 0].set_ylabel(condition.replace(", ", ",\n"))
     for ax in axes[-1]:
@@ -173,11 +174,11 @@ def fidelity(frame: pd.DataFrame, aucs: dict):
         part = frame[frame["k"] == k]
         for position, right in enumerate((False, True)):
             scores = part.loc[(part["overlap"] == k) == right, "score"].to_numpy()
-            if len(scores) > 2:
+            if len(scores) > 4:
                 ax.boxplot(scores, positions=[position], widths=0.5, whis=(0, 100),
                            medianprops={"color": OKABE_ITO[0], "linestyle": "-"})  # fmt: skip
-            jitter = np.linspace(-0.16, 0.16, len(scores)) if len(scores) != 1 else 0
-            ax.plot(position + jitter, np.sort(scores), color=OKABE_ITO[1 + position],
+            jitter = np.random.default_rng(0).uniform(-0.16, 0.16, len(scores))
+            ax.plot(position + jitter, scores, color=OKABE_ITO[1 + position],
                     marker="os"[position], markersize=3, linestyle="", alpha=0.7)  # fmt: skip
         known = np.isfinite(estimate.value)
         title = f"AUC {estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
@@ -286,8 +287,9 @@ def minimal_sets(frame: pd.DataFrame, largest: int):
         ax.plot([0, top], [0, top], color="0.5", linewidth=0.8, linestyle="--")
         extra = (frame[name] - frame["minimal"]).mean()
         ax.set(title=f"{name}: {extra:+.1f} cells on average", xlim=(0, top), ylim=(0, top),
-               xlabel="fewest cells that flip", xticks=[1, 5, 10, 15, 20])  # fmt: skip
-    axes[0].set_ylabel("cells the ranking needs")
+               xlabel="fewest cells that flip", xticks=[1, 5, 10, 15, 20],
+               yticks=[1, 5, 10, 15, 20])  # fmt: skip
+    axes[0].set_ylabel(f"cells the ranking needs (n = {len(frame)})")
     handles = [plt.Line2D([], [], color="0.3", marker=m, linestyle="") for m in "o^"]
     names = ["all smaller sets tried", f"an upper bound: sets of up to {largest} cells tried"]
     fig.legend(handles, names, loc="outside lower center", ncols=2)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from xaiutils import baselines, fidelity, intervals
 from xaiutils.fidelity import Curves
+from xaiutils.studies.fidelity_maps import SIGNED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 DIGITS_MEAN = (0.1307,)
@@ -84,6 +85,16 @@ def pick(table: pd.DataFrame, quantity: str, methods: Sequence[str] | None = Non
     """Rows of one quantity of `fidelity.summary`, in the order of `methods`."""
     rows = table[table["quantity"] == quantity].set_index("method")
     return rows.loc[list(methods) if methods is not None else rows.index].reset_index()
+
+
+def signs(tables: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> pd.DataFrame:
+    """F of absolute and signed maps: a summary's columns with data, method and kind."""
+    parts = []
+    for data, table in tables.items():
+        for kind, end in (("absolute", ""), ("signed", SIGNED)):
+            rows = pick(table, "F", [m + end for m in methods])
+            parts.append(rows.assign(data=data, kind=kind, method=list(methods)))
+    return pd.concat(parts, ignore_index=True)
 
 
 def estimate(table: pd.DataFrame, method: str, quantity: str) -> intervals.Estimate:
