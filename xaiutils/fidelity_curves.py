@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from tqdm import tqdm
 
 from xaiutils import perturb
@@ -182,9 +181,12 @@ def _hidden(d, steps):
 def _ranks(scores, seed, image):
     """0 for the largest score .. d - 1 for the smallest."""
     order = np.argsort(-scores)
-    if (np.diff(scores[order]) == 0).any():  # ten times slower, so only where there are ties
+    same = np.diff(scores[order]) == 0
+    if same.any():  # only these places are sorted again, by a random number
+        tied = np.append(same, False) | np.append(False, same)
+        rows = order[tied]
         ties = np.random.default_rng([seed, image]).random(scores.size)
-        order = np.lexsort((ties, -scores))
+        order[tied] = rows[np.lexsort((ties[rows], -scores[rows]))]
     ranks = np.empty(scores.size, np.int32)
     ranks[order] = np.arange(scores.size)
     return ranks
@@ -215,12 +217,13 @@ def _recorder(label) -> Callable:
         nonlocal predicted
         if label >= logits.shape[1]:
             raise ValueError(f"y must hold classes 0..{logits.shape[1] - 1}, got {label}")
-        logits = logits.astype(np.float64)
         winner = logits.argmax(axis=1)
         if predicted is None:
             predicted = winner[0]
-        chosen = [label, predicted]
-        return np.column_stack([winner, softmax(logits, axis=1)[:, chosen], logits[:, chosen]])
+        chosen = logits[:, [label, predicted]].astype(np.float64)
+        top = logits.max(axis=1, keepdims=True).astype(np.float64)
+        total = np.exp(logits - top).sum(axis=1, keepdims=True)
+        return np.column_stack([winner, np.exp(chosen - top) / total, chosen])
 
     return record
 
