@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from timing import over_model, seconds
 from torch.nn.functional import conv1d, pad
 
 from xaiutils import attack, datasets, lime, runtime
@@ -17,12 +18,6 @@ from xaiutils.trained import one_thread
 pytestmark = pytest.mark.benchmark
 
 N = 1024  # masks of an explanation
-
-
-def seconds(call, *arguments, **options):
-    start = time.perf_counter()
-    call(*arguments, **options)
-    return time.perf_counter() - start
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +65,12 @@ def test_attack_on_a_track(bench, detector, music):
 
 
 def test_explanation_adds_little_to_the_model(bench, monkeypatch, detector, excerpt):
-    # Each call of the model is repeated on the batch just made: noise of the machine hits both,
-    # and the second call, the bare one, has its input in the processor's cache.
     forward = runtime.forward(detector, excerpt)
     assert forward.backend == "onnxruntime"
     whole = [seconds(explained, detector, excerpt, seed) for seed in range(5)]
-    bare = [0.0]
-
-    def twice(batch, call=forward._call):
-        outputs = call(batch)
-        bare[0] += seconds(call, batch)
-        return outputs
-
-    monkeypatch.setattr(forward, "_call", twice)
-    ratios = []
-    for seed in range(5):
-        bare[0] = 0.0
-        both = seconds(explained, detector, excerpt, seed)
-        ratios.append((both - bare[0]) / bare[0])
+    ratios = over_model(
+        monkeypatch, forward, lambda seed: explained(detector, excerpt, seed), rounds=5
+    )
     print(f"\nexplanation / model calls, {N} masks of an excerpt: {np.round(ratios, 3)}")
     print(f"{N / min(whole):.0f} excerpts/s in batches of {forward.batch_size}")
     bench("explanation of an excerpt", min(whole), "s", at_most=5)

@@ -1,21 +1,14 @@
 """What fidelity curves and attributions cost beside the model, as ratios of one run's times."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
+from timing import seconds
 
 from xaiutils import attribution, fidelity, runtime
 from xaiutils.classifiers import imagenet
 
 pytestmark = pytest.mark.benchmark
-
-
-def seconds(call, *arguments, **options):
-    start = time.perf_counter()
-    call(*arguments, **options)
-    return time.perf_counter() - start
 
 
 def scores(n, *shape, seed=0):

@@ -5,7 +5,6 @@ import copy
 import io
 import subprocess
 import sys
-import time
 import tracemalloc
 
 import captum.attr
@@ -13,6 +12,7 @@ import lime.lime_image
 import numpy as np
 import pytest
 import torch
+from timing import over_model, seconds
 
 from xaiutils import lime as ours
 from xaiutils import limit, runtime
@@ -21,12 +21,6 @@ from xaiutils.classifiers import imagenet
 pytestmark = pytest.mark.benchmark
 
 N = 1000  # masks of an explanation
-
-
-def seconds(call, *arguments, **options):
-    start = time.perf_counter()
-    call(*arguments, **options)
-    return time.perf_counter() - start
 
 
 def package(image, segments, classify, n):
@@ -45,25 +39,13 @@ def package(image, segments, classify, n):
 
 
 def test_engine_adds_little_to_the_model(bench, monkeypatch, classifier, photograph, superpixels):
-    # Each call of the model is repeated on the batch just made: noise of the machine hits both,
-    # and the second call, the bare one, has its input in the processor's cache.
     forward = runtime.forward(classifier, photograph)
     assert forward.backend == "onnxruntime"
-    bare = [0.0]
 
-    def twice(batch, call=forward._call):
-        outputs = call(batch)
-        bare[0] += seconds(call, batch)
-        return outputs
+    def explain(seed):
+        ours.explain(classifier, photograph, superpixels, targets=0, n_samples=N, seed=seed)
 
-    monkeypatch.setattr(forward, "_call", twice)
-    ratios = []
-    for seed in range(3):
-        bare[0] = 0.0
-        both = seconds(
-            ours.explain, classifier, photograph, superpixels, targets=0, n_samples=N, seed=seed
-        )
-        ratios.append((both - bare[0]) / bare[0])
+    ratios = over_model(monkeypatch, forward, explain, rounds=3)
     print(f"\nexplanation / model calls, {N} masks of {superpixels.d}: {np.round(ratios, 3)}")
     bench("explanation / its model calls", min(ratios), "x", at_most=1.10)
 
