@@ -6,7 +6,6 @@ import types
 
 import matplotlib
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas
 import pytest
@@ -223,36 +222,23 @@ def test_numbers_become_plain_json_with_six_digits():
         provenance.plain({"z": 1j})
 
 
-def test_hash_follows_the_code_cells_and_nothing_else(tmp_path):
-    def hashes(code, text="", outputs=(), lock=b"a\nb\n"):
-        (tmp_path / "requirements.lock").write_bytes(lock)
-        cells = [
-            nbformat.v4.new_markdown_cell(text),
-            nbformat.v4.new_code_cell(code, outputs=list(outputs)),
-        ]
-        return provenance.input_hashes(tmp_path, nbformat.v4.new_notebook(cells=cells))
-
-    first = hashes("x = 1")
-    output = nbformat.v4.new_output("stream", text="1")
-    assert hashes("x = 1", "prose", [output], b"a\r\nb\r\n") == first
-    assert hashes("x = 2")["notebook"] != first["notebook"]
-    changed = hashes("x = 1", lock=b"a\nc\n")
-    assert changed["requirements.lock"] != first["requirements.lock"]
-    assert changed["package"] == first["package"]
-
-
-def test_package_hash_sees_every_source_file(tmp_path, monkeypatch):
-    (tmp_path / "requirements.lock").touch()
-    inner = tmp_path / "package" / "inner"
-    inner.mkdir(parents=True)
-    (inner / "deep.py").write_text("x = 1\n")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
-    first = provenance.input_hashes(tmp_path)
-    (inner / "deep.py").write_text("x = 2\n")
-    second = provenance.input_hashes(tmp_path)
-    (inner / "deep.py").rename(inner / "other.py")
-    third = provenance.input_hashes(tmp_path)
-    assert len({h["package"] for h in (first, second, third)}) == 3
+def test_dots_span_their_intervals():
+    rows = pandas.DataFrame({"value": [0.5, 0.2], "low": [0.1, 0.15], "high": [0.6, 0.4]})
+    fig, ax = plt.subplots()
+    figures.dots(ax, rows, [3, 7], style=2, label="ours")
+    (bars,) = ax.containers
+    line, caps, (spans,) = bars.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.5, 3], [0.2, 7]])
+    np.testing.assert_allclose(spans.get_segments(), [[[0.1, 3], [0.6, 3]], [[0.15, 7], [0.4, 7]]])
+    assert (line.get_color(), line.get_marker()) == (figures.OKABE_ITO[2], "^")
+    assert line.get_linestyle() == "None" and len(caps) == 2
+    assert ax.get_legend_handles_labels()[1] == ["ours"]
+    figures.dots(ax, rows, [3, 7], style=2, color="black", marker="")
+    assert (ax.containers[1].lines[0].get_color(), ax.containers[1].lines[0].get_marker()) == (
+        "black",
+        "",
+    )
+    plt.close(fig)
 
 
 def test_device_auto_is_recorded_as_the_device_it_stands_for(monkeypatch):

@@ -1,15 +1,24 @@
 """What a result was made from: run description, hashes, versions; and how results are written."""
 
+import ast
 import hashlib
 import json
 import math
 import numbers
 import os
+import re
+import symtable
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import resolve_name
+from itertools import accumulate
 from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from xaiutils.notebooks import ProjectError
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = "XAIUTILS_RUN"
@@ -17,6 +26,10 @@ _PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image"),
     *("matplotlib", "captum", "librosa", "lime", "onnxruntime"),
 )
+# A result passes through these whether its notebook imports them or not: the style and the files
+# of figures, the records of claims, the parameters that are read, the kernel they are given to.
+# Not `run`: the parameters it chooses stand beside each result, and it moves files as they are.
+_WRITERS = ("claims", "figures", "kernel", "notebooks", "provenance")
 
 
 @dataclass(frozen=True)
@@ -61,27 +74,121 @@ def current():
 
 
 def input_hashes(root, notebook=None):
-    """SHA-256 of the lock file, the package's source and, if given, the notebook's code cells.
+    """SHA-256 of the lock file, of the package's source and, if given, the notebook's code cells.
 
-    Line ends count as "\\n", so that a checkout with other ones hashes the same.
+    Of the package ("package") those modules count that the code cells import, directly or through
+    one another, anywhere in their text, and those that write every result; without a notebook all.
+    Modules imported by a name put together at run time are not seen. Line ends count as "\\n", so
+    that a checkout with other ones hashes the same.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder with `requirements.lock`.
+    notebook : nbformat.NotebookNode, optional
+
+    Returns
+    -------
+    dict of str to str
+
+    Raises
+    ------
+    ProjectError
+        If a cell or a module imports a module that the package does not have.
     """
     package = Path(__file__).parent
-    sources = sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix())
+    files = _modules(package)
+    cells = None
+    if notebook is not None:
+        cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        files = _needed(files, cells)
+    sources = sorted((path.relative_to(package).as_posix(), path) for path in files.values())
     hashes = {
-        "package": _sha256(
-            *(part for p in sources for part in (p.relative_to(package).as_posix(), _text(p)))
-        ),
+        "package": _sha256(*(part for name, path in sources for part in (name, _text(path)))),
         "requirements.lock": _sha256(_text(Path(root) / "requirements.lock")),
     }
-    if notebook is not None:
-        hashes["notebook"] = _sha256(*(c.source for c in notebook.cells if c.cell_type == "code"))
+    if cells is not None:
+        hashes["notebook"] = _sha256(*cells)
     return hashes
 
 
 def is_current(hashes, project, name):
     """Whether recorded `hashes` are those of notebook, package and lock file as they are now."""
-    now = input_hashes(project.root, project.read(name))
+    try:
+        now = input_hashes(project.root, project.read(name))
+    except ProjectError as error:
+        raise ProjectError(f"{name}: {error}") from None
     return all(hashes.get(key) == value for key, value in now.items())
+
+
+def _modules(package):
+    """Path of each module by its full name; a package stands for its `__init__.py`."""
+    inner = {p: p.relative_to(package).with_suffix("").parts for p in package.rglob("*.py")}
+    return {
+        ".".join((__package__, *parts)).removesuffix(".__init__"): path
+        for path, parts in inner.items()
+    }
+
+
+def _needed(modules, cells):
+    """Those of `modules` that the cells import, that these import in turn, and the writers."""
+    waiting = {__package__, *(f"{__package__}.{name}" for name in _WRITERS)}
+    for number, cell in enumerate(cells, start=1):
+        waiting |= _imports(_plain(cell), "__main__", modules, f"code cell {number}")
+    needed = {}
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed[name] = path = modules[name]
+            home = name if path.stem == "__init__" else name.rpartition(".")[0]
+            waiting |= _imports(_text(path), home, modules, name)
+    return needed
+
+
+def _imports(source, home, modules, where):
+    """Those of `modules` that code in the package `home` imports anywhere, with their packages."""
+    names = set()
+    for node in ast.walk(ast.parse(source, where)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), home)
+            inner = {alias.name for alias in node.names if _is_module(base, alias.name, modules)}
+            names |= {base} | {f"{base}.{name}" for name in inner}
+    own = {
+        whole
+        for name in names
+        if name.split(".")[0] == __package__
+        for whole in accumulate(name.split("."), "{}.{}".format)
+    }
+    for name in sorted(own - modules.keys()):
+        parent = name.rpartition(".")[0]
+        allowed = sorted(m.rpartition(".")[2] for m in modules if m.rpartition(".")[0] == parent)
+        raise ProjectError(
+            f"{where} imports {name}, but {parent} has no such module; "
+            f"allowed: {', '.join(allowed) or 'none'}"
+        )
+    return own
+
+
+def _is_module(package, name, modules):
+    """Whether `from package import name` imports a module: not what `__init__.py` defines."""
+    if f"{package}.{name}" in modules:
+        return True
+    path = modules.get(package)
+    if path is None or path.stem != "__init__" or name == "*":
+        return False
+    return name not in symtable.symtable(_text(path), package, "exec").get_identifiers()
+
+
+def _plain(cell):
+    """Python of a cell: lines of cell magics are left out, other magics become calls."""
+    try:
+        source = TransformerManager().transform_cell(re.sub(r"\A(\s*%%.*)+", "", cell))
+        ast.parse(source)
+    except SyntaxError:  # another language, named by its magic; or a cell that cannot run
+        return ""
+    return source
 
 
 def _text(path):
