@@ -21,6 +21,7 @@ from xaiutils import attack, datasets, intervals, lime, limit, runtime
 from xaiutils.classifiers import singing
 from xaiutils.studies import adversarial as study
 from xaiutils.studies import adversarial_beyond as beyond
+from xaiutils.studies import adversarial_drawn as drawn
 
 SING, MUTE = "waveform, to singing", "waveform, to no singing"
 SECONDS, STEPS = 3, 30
@@ -984,7 +985,7 @@ def test_mean_flips_by_hand(direction):
     ("shape", "cells"), [("wave", [4, 8, 12]), ("zigzag", [4, 8, 12]), ("blob", [9])]
 )
 def test_drawings_lie_in_their_cells(detector, shape, cells):
-    picture = beyond.drawing(shape)
+    picture = drawn.drawing(shape)
     assert picture.shape == (165, 257)
     seen = (picture @ detector.bank > 0).numpy()  # bands that weigh a drawn bin
     assert all(seen[slices(j)].any(axis=1).all() for j in cells)  # in each frame
@@ -996,7 +997,7 @@ def test_drawings_lie_in_their_cells(detector, shape, cells):
 def test_waves_swing_five_and_a_half_times_a_second():
     """By three bins in each frame, about 163 Hz, and in 0.99 s about 5.5 times up and down."""
     for shape in ("wave", "zigzag"):
-        picture = beyond.drawing(shape).numpy()
+        picture = drawn.drawing(shape).numpy()
         assert (np.count_nonzero(picture[33:132], axis=1) == 3).all()
         middle = [np.flatnonzero(row).mean() for row in picture[33:132]]
         assert np.mean(middle) * 31.25 == pytest.approx(163, abs=10)
@@ -1004,11 +1005,11 @@ def test_waves_swing_five_and_a_half_times_a_second():
         time = np.arange(99) / 100
         power = [abs(np.exp(-2j * np.pi * f * time) @ level) for f in np.arange(2, 12, 0.5)]
         assert np.arange(2, 12, 0.5)[np.argmax(power)] == 5.5
-    assert not torch.equal(beyond.drawing("wave"), beyond.drawing("zigzag"))
+    assert not torch.equal(drawn.drawing("wave"), drawn.drawing("zigzag"))
 
 
 def test_drawn_by_hand(detector, excerpts):
-    frame, examples = beyond.drawn(detector, excerpts, n_masks=32, n=2, seed=0)
+    frame, examples = drawn.drawn(detector, excerpts, n_masks=32, n=2, seed=0)
     assert frame["shape"].tolist() == ["wave"] * 2 + ["zigzag"] * 2 + ["blob"] * 2
     assert frame.loc[frame["flips"] == 0, ["score", "covered"]].isna().all(axis=None)
     assert frame.loc[frame["flips"] == 1, ["score", "covered"]].notna().all(axis=None)
@@ -1017,7 +1018,7 @@ def test_drawn_by_hand(detector, excerpts):
     for shape, rows in frame.groupby("shape"):
         after = []
         for wave in quiet:
-            loudest = torch.maximum(detector.magnitude(wave[None]), beyond.drawing(shape))
+            loudest = torch.maximum(detector.magnitude(wave[None]), drawn.drawing(shape))
             after.append(detector.probability(loudest, kind="magnitude").item())
         assert rows["flips"].tolist() == [float(p > 0.5) for p in after]
         if max(after) > 0.5:

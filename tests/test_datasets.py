@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xaiutils import assets, datasets
+from xaiutils import assets, datasets, mnist
 
 # Digit counts published for the two parts of MNIST (LeCun et al. 1998).
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -91,15 +91,15 @@ def test_mnist_is_read_from_the_conversion_unless_damaged(tmp_path, monkeypatch,
     (folder / "mnist.npz").write_bytes(damaged)
     monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
     assert torch.equal(datasets.mnist().train_images, digits.train_images)
-    assert datasets._read_npz(folder / "mnist.npz") is not None
-    monkeypatch.setattr(datasets, "_read_pickle", lambda file: pytest.fail("converted twice"))
+    assert mnist._read_npz(folder / "mnist.npz") is not None
+    monkeypatch.setattr(mnist, "_read_pickle", lambda file: pytest.fail("converted twice"))
     assert torch.equal(datasets.mnist().test_images, digits.test_images)
 
 
 def test_altered_npz_with_valid_checksums_is_not_read(tmp_path, digits):
-    arrays = {key: np.zeros(1, np.uint8) for key in datasets.Mnist._fields}
+    arrays = {key: np.zeros(1, np.uint8) for key in mnist.Mnist._fields}
     np.savez(tmp_path / "mnist.npz", **arrays)
-    assert datasets._read_npz(tmp_path / "mnist.npz") is None
+    assert mnist._read_npz(tmp_path / "mnist.npz") is None
 
 
 class Malicious:

@@ -1,6 +1,7 @@
 """Fidelity curves against plain loops and numbers by hand; their scores against resampling."""
 
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from xaiutils import fidelity
+from xaiutils.fidelity_curves import area
 from xaiutils.perturb import Components
 
 N, CLASSES, SHAPE = 6, 4, (3, 4, 5)
@@ -321,6 +323,37 @@ def test_artifact_follows_the_dial_and_the_ranking_stays():
     assert_allclose(np.diff(artifact), [0.15 * d / 2, 0.4 * d / 2], rtol=1e-5)
     assert_allclose(fidelities[1:], fidelities[:-1], atol=1e-5)
     assert fidelities[0][0] > fidelities[0][1] + 0.5 > fidelities[0][2] + 0.5
+
+
+# --- areas ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [0.05, 0.25, 0.3, 0.95, 1.0])
+def test_area_is_that_of_straight_lines_up_to_the_end(end):
+    fractions = np.array([0, 0.1, 0.25, 0.25, 0.7, 1])  # steps that hide no more have no width
+    values = np.random.default_rng(3).normal(size=(2, 4, 6))
+    fine = np.union1d(np.linspace(0, end, 7), fractions[fractions < end])
+    expected = [
+        [np.trapezoid(np.interp(fine, np.delete(fractions, 3), row), fine) for row in rows]
+        for rows in np.delete(values, 3, axis=-1)
+    ]
+    values[..., 3] = values[..., 2]
+    assert_allclose(area(values, fractions, end), expected)
+    if end == 1:
+        assert_allclose(area(values, fractions), expected)
+
+
+def test_drop_is_what_each_image_has_lost():
+    one = several()["a"]
+    one = replace(one, correct=np.random.default_rng(4).random(one.correct.shape) < 0.5)
+    right = one.correct[:, 1].astype(int)
+    drop = one.drop("lif")
+    assert_array_equal(drop, right[:, [0]] - right)
+    assert drop.dtype == float and drop.min() < 0 < drop.max()
+    logits = one.logit_predicted[:, 0].astype(float)
+    assert_array_equal(one.drop("mif", "logit"), logits[:, [0]] - logits)
+    means = fidelity.summary({"a": one}, draws=1).set_index("quantity")["value"]
+    assert area(drop, one.fractions).mean() == pytest.approx(means["P"])
 
 
 # --- summary --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xaiutils import lime, limit, segment
+from xaiutils import intervals, lime, limit, segment
 from xaiutils.perturb import Components
 from xaiutils.studies import lime_cases as cases
 from xaiutils.studies import lime_limit as study
@@ -63,6 +63,57 @@ def test_ratio_to_random_is_paired_over_images():
         }
     )
     assert study.ratio_to_random(frame, "A / B", 5, seed=0) == pytest.approx((2, 2, 2, 3))
+
+
+def test_ratio_to_random_is_that_of_spelled_out_resamples():
+    rng = np.random.default_rng(1)
+    values, chance = rng.random(9), rng.uniform(0.1, 0.3, 9)
+    frame = pd.DataFrame(
+        {
+            "k": [5] * 18 + [10] * 9,
+            "image": [*range(9)] * 3,
+            "pair": ["A / B"] * 9 + ["random sets"] * 9 + ["A / B"] * 9,
+            "jaccard": np.r_[values, chance, rng.random(9)],
+        }
+    )
+    found = study.ratio_to_random(frame, "A / B", 5, seed=2, draws=300)
+    drawn = []
+    for counts in intervals.resamples(9, draws=300, seed=2):
+        rows = np.repeat(np.arange(9), counts)
+        drawn.append(values[rows].mean() / chance[rows].mean())
+    expected = (values.mean() / chance.mean(), *np.percentile(drawn, [2.5, 97.5]), 9)
+    assert found == pytest.approx(expected)
+    assert found.low < found.value < found.high
+
+
+def test_mean_intervals_are_those_of_each_group():
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame({"k": [5] * 8 + [10] * 6, "pair": "A / B", "jaccard": rng.random(14)})
+    table = study.mean_intervals(frame, ["k", "pair"], seed=4, draws=200)
+    assert list(table.columns) == ["k", "pair", "mean", "low", "high", "images"]
+    for row, part in zip(table.itertuples(), (slice(0, 8), slice(8, 14)), strict=True):
+        expected = intervals.mean(frame["jaccard"][part], draws=200, seed=4)
+        assert (row.mean, row.low, row.high, row.images) == pytest.approx(tuple(expected))
+    assert table["k"].tolist() == [5, 10]
+
+
+def test_slope_is_that_of_spelled_out_resamples_of_repeats():
+    rng = np.random.default_rng(5)
+    n = np.array([100, 200, 400])
+    values = rng.gamma(2, size=(7, 3)) / np.sqrt(n)
+    frame = pd.DataFrame(
+        [(m, r, values[r, i]) for i, m in enumerate(n) for r in range(7)],
+        columns=["n", "repeat", "distance"],
+    )
+    found = study.slope(frame, seed=6, draws=100)
+    drawn = []
+    for counts in intervals.resamples(7, draws=100, seed=6):
+        rows = np.repeat(np.arange(7), counts)
+        level = np.log(np.sqrt(np.square(values[rows]).mean(axis=0)))
+        drawn.append(np.polyfit(np.log(n), level, 1)[0])
+    level = np.log(np.sqrt(np.square(values).mean(axis=0)))
+    expected = (np.polyfit(np.log(n), level, 1)[0], *np.percentile(drawn, [2.5, 97.5]))
+    assert found == pytest.approx(expected)
 
 
 def test_convergence_has_slope_minus_one_half():

@@ -1,13 +1,9 @@
 """Real images with labels, as tensors in natural units."""
 
-import gzip
-import hashlib
-import pickle
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +23,8 @@ from xaiutils.known_digits import ColouredDigits as ColouredDigits
 from xaiutils.known_digits import SceneDigits as SceneDigits
 from xaiutils.known_digits import coloured_digits as coloured_digits
 from xaiutils.known_digits import scene_digits as scene_digits
-
-# sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
-# whatever file they were read from.
-_MNIST_SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+from xaiutils.mnist import Mnist as Mnist
+from xaiutils.mnist import mnist as mnist
 
 
 class ImagenetSamples(NamedTuple):
@@ -40,15 +34,6 @@ class ImagenetSamples(NamedTuple):
     labels: torch.Tensor
     class_names: list[str]
     names: list[str]
-
-
-class Mnist(NamedTuple):
-    """The MNIST digits: images (n, 1, 28, 28) float32 in [0, 1], labels (n,) int64."""
-
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
 
 
 def imagenet_samples(size: int = 224) -> ImagenetSamples:
@@ -176,97 +161,3 @@ def _photographs(files: Sequence[str | Path], size: int) -> torch.Tensor:
         scaled = transform.resize(colours, side, InterpolationMode.BICUBIC)
         images[i] = transform.to_tensor(transform.center_crop(scaled, size))
     return images
-
-
-def mnist() -> Mnist:
-    """Load the 70,000 MNIST digits (LeCun et al. 1998) in their original order.
-
-    The source is a pickle: it is read once, allowing nothing but plain arrays, and kept as
-    ``mnist.npz`` beside it.
-
-    Returns
-    -------
-    Mnist
-        ``train_images`` (60000, 1, 28, 28) and ``test_images`` (10000, 1, 28, 28), float32, ink 1
-        on background 0; ``train_labels`` (60000,) and ``test_labels`` (10000,), int64 in 0..9.
-
-    Raises
-    ------
-    xaiutils.assets.AssetError
-        The file cannot be fetched or verified, or holds anything but the known digits.
-    """
-    source = assets.path("mnist.pkl.gz")
-    converted = source.with_name("mnist.npz")
-    arrays = _read_npz(converted)
-    if arrays is None:
-        arrays = _read_pickle(source)
-        if _digest(arrays) != _MNIST_SHA256:
-            raise assets.AssetError(
-                f"{source} holds other digits than MNIST; remove it and fetch again"
-            )
-        with (
-            assets.writing(source.parent, converted.name),
-            assets.replacing(converted) as temporary,
-            temporary.open("wb") as sink,
-        ):
-            np.savez(sink, **arrays)
-    return Mnist(
-        **{
-            key: torch.from_numpy(value).unsqueeze(1).float() / 255
-            if key.endswith("images")
-            else torch.from_numpy(value).long()
-            for key, value in arrays.items()
-        }
-    )
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for key in Mnist._fields:
-        digest.update(np.ascontiguousarray(arrays[key]))
-    return digest.hexdigest()
-
-
-def _read_npz(file: Path) -> dict[str, np.ndarray] | None:
-    """Read the converted digits; None where they are missing or not intact."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in Mnist._fields}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return arrays if _digest(arrays) == _MNIST_SHA256 else None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that can build numpy arrays and nothing else."""
-
-    _allowed: ClassVar = {
-        # Taken from an array, since the module that holds the function is private to numpy.
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        known = (module.replace("numpy._core", "numpy.core"), name)
-        if known not in self._allowed:
-            raise assets.AssetError(
-                f"asset 'mnist.pkl.gz': its pickle asks for {module}.{name}, which is refused "
-                "(only numpy arrays are read); remove the file and fetch again"
-            )
-        return self._allowed[known]
-
-
-def _read_pickle(file: Path) -> dict[str, np.ndarray]:
-    """Read ((images, labels) of training, validation, test; pixels k / 256) as uint8 arrays."""
-    with gzip.open(file) as stream:
-        parts = _ArrayUnpickler(stream, encoding="latin1").load()  # written by Python 2
-    images, labels = zip(*parts, strict=True)
-    images = [(part * 256).astype(np.uint8).reshape(-1, 28, 28) for part in images]
-    labels = [part.astype(np.uint8) for part in labels]
-    return {
-        "train_images": np.concatenate(images[:2]),
-        "train_labels": np.concatenate(labels[:2]),
-        "test_images": images[2],
-        "test_labels": labels[2],
-    }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xaiutils import assets
 from xaiutils.classifiers.singing import HOP, RATE, WINDOW
+from xaiutils.intervals import DRAWS, Estimate, resamples
 
 FRAMES = 165  # first to last frame 1.64 s apart; odd, so that there is a centre
 SAMPLES = WINDOW + HOP * (FRAMES - 1)  # 26,640: 1.665 s
@@ -164,18 +165,9 @@ def activity(voice: np.ndarray) -> np.ndarray:
     return apply_hysteresis_threshold(level, _LASTS, _STARTS)
 
 
-class Rate(NamedTuple):
-    """A share, its 95 % interval [low, high], and the number n of tracks behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
 def quality(
-    probability: Tensor, labels: Tensor, tracks: Tensor, *, draws: int = 2000, seed: int = 0
-) -> dict[str, Rate]:
+    probability: Tensor, labels: Tensor, tracks: Tensor, *, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Estimate]:
     """How often a detector is right: a frame counts as sung where its probability exceeds 0.5.
 
     Parameters
@@ -191,9 +183,9 @@ def quality(
 
     Returns
     -------
-    dict of str to Rate
+    dict of str to Estimate
         "error", "recall" (share of the sung frames that are found) and "specificity" (share of the
-        others that are left alone).
+        others that are left alone), with 95 % intervals; n counts tracks.
 
     Raises
     ------
@@ -209,11 +201,11 @@ def quality(
     if sung.all() or not sung.any():
         raise ValueError(f"labels: all {sung.size} are {'' if sung.all() else 'not '}sung")
     _, track = np.unique(np.asarray(tracks), return_inverse=True)
-    n = track.max() + 1
+    n = int(track.max()) + 1
     rows = np.broadcast_to(track.reshape(-1, *[1] * (sung.ndim - 1)), sung.shape)
     kind = rows * 4 + 2 * sung + found
     counts = np.bincount(kind.ravel(), minlength=4 * n).reshape(n, 4)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) @ counts
+    drawn = resamples(n, draws=draws, seed=seed) @ counts
 
     def rates(right_not, wrong_sung, missed, hit):
         return {
@@ -227,7 +219,7 @@ def quality(
             name: np.nanpercentile(values, (2.5, 97.5)) for name, values in rates(*drawn.T).items()
         }
     return {
-        name: Rate(float(value), *map(float, spread[name]), int(n))
+        name: Estimate(float(value), *map(float, spread[name]), n)
         for name, value in rates(*counts.sum(axis=0)).items()
     }
 

@@ -21,6 +21,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from xaiutils.fidelity_curves import Curves as Curves
+from xaiutils.fidelity_curves import area
 from xaiutils.fidelity_curves import curves as curves
 from xaiutils.intervals import Estimate, resamples
 from xaiutils.runtime import one_blas_thread
@@ -170,7 +171,7 @@ def rank_agreement(
     methods = sorted(names[0])
     for table in tables.values():
         means = _means({name: table[name] for name in methods}, measure, weights)
-        areas.append(_area(means, table[methods[0]].fractions))
+        areas.append(area(means, table[methods[0]].fractions))
     mif, lif = np.moveaxis(areas, 0, -2)  # (draws + 1, settings, methods)
     agreement = {"auc_mif": _spearman(mif), "auc_lif": _spearman(lif), "F": _spearman(lif - mif)}
     for other in ("auc_mif", "auc_lif"):
@@ -189,10 +190,10 @@ def _quantities(curves, weights, measure, random, f_max) -> dict[str, np.ndarray
     drop, artifact = mif[..., :1] - mif, lif[..., :1] - lif
     rivals = [m for m, name in enumerate(names) if name != random] or [0]
     common = artifact[:, rivals].min(axis=1, keepdims=True)
-    auc_mif, auc_lif, d, p = (_area(values, fractions) for values in (mif, lif, drop, artifact))
-    f = _area(lif - mif, fractions)
-    p_common = np.broadcast_to(_area(common, fractions), d.shape)
-    d_trunc, p_trunc = (_area(values, fractions, f_max) for values in (drop, artifact))
+    auc_mif, auc_lif, d, p = (area(values, fractions) for values in (mif, lif, drop, artifact))
+    f = area(lif - mif, fractions)
+    p_common = np.broadcast_to(area(common, fractions), d.shape)
+    d_trunc, p_trunc = (area(values, fractions, f_max) for values in (drop, artifact))
     values = {
         "auc_mif": auc_mif,
         "auc_lif": auc_lif,
@@ -204,7 +205,7 @@ def _quantities(curves, weights, measure, random, f_max) -> dict[str, np.ndarray
         "P*": p_common,
         "F*": d - p_common,
         "P*/D": _ratio(p_common, d),
-        "F_trunc": _area(lif - mif, fractions, f_max),
+        "F_trunc": area(lif - mif, fractions, f_max),
         "D_trunc": d_trunc,
         "P_trunc": p_trunc,
         "P/D_trunc": _ratio(p_trunc, d_trunc),
@@ -218,7 +219,7 @@ def _quantities(curves, weights, measure, random, f_max) -> dict[str, np.ndarray
             "F-F_random": f - f[:, [r]],
         }
     mif, lif = _means(curves, "probability", weights)
-    deletion, insertion = _area(mif, fractions), _area(lif, fractions)
+    deletion, insertion = area(mif, fractions), area(lif, fractions)
     aopc = (mif[..., :1] - mif)[..., 1:].mean(axis=-1)
     srg = insertion - deletion
     return values | {"SRG": srg, "AOPC": aopc, "deletion": deletion, "insertion": insertion}
@@ -233,15 +234,6 @@ def _means(curves, measure, weights):
             for order in ("mif", "lif")
         ]
     )
-
-
-def _area(values, fractions, f_max=1.0):
-    """Integral of straight lines between the points of (..., K+1) curves, over [0, f_max]."""
-    width = np.diff(fractions)
-    inside = np.clip(f_max - fractions[:-1], 0, width)
-    right = np.square(inside) / (2 * np.where(width > 0, width, 1))
-    weights = np.append(inside - right, 0) + np.append(0, right)
-    return values @ weights
 
 
 def _ratio(a, b):

@@ -73,6 +73,33 @@ class Curves:
             raise ValueError(f"measure must be one of {tuple(MEASURES)}, got {measure!r}")
         return getattr(self, MEASURES[measure])[:, self.orders.index(order)]
 
+    def drop(self, order: str, measure: str = "accuracy") -> np.ndarray:
+        """What each image has lost of `curve` at each step, (n, K+1) float64; 0 at the first."""
+        values = self.curve(order, measure).astype(float)
+        return values[:, :1] - values
+
+
+def area(values, fractions, end: float = 1.0) -> np.ndarray:
+    """Area under curves over the hidden fractions [0, end], not divided by its length.
+
+    Parameters
+    ----------
+    values : (..., K+1) array
+        At `fractions`; between two of them a curve is a straight line.
+    fractions : (K+1,) array
+        Ascending from 0, see `Curves`.
+    end : float in (0, 1]
+
+    Returns
+    -------
+    (...) array
+    """
+    width = np.diff(fractions)
+    inside = np.clip(end - fractions[:-1], 0, width)
+    right = np.square(inside) / (2 * np.where(width > 0, width, 1))
+    weights = np.append(inside - right, 0) + np.append(0, right)
+    return values @ weights
+
 
 def curves(
     model,

@@ -96,6 +96,28 @@ def signed_limits(values):
     return -limit, limit
 
 
+def dots(ax, rows, y, *, style=0, label=None, **options):
+    """Draw values with their intervals as dots with horizontal bars.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    rows : DataFrame
+        Columns value, low and high.
+    y : sequence of float
+        Height of each row.
+    style : int
+        Colour and marker are those of ``STYLES[style]``.
+    label : str, optional
+        In the legend.
+    **options
+        Of ``ax.errorbar``; they win over the style.
+    """
+    error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+    settings = {**STYLES[style], "linestyle": ""}
+    ax.errorbar(rows["value"], y, xerr=error, capsize=2, label=label, **settings | options)
+
+
 def savefig(name, fig, *, data, alt):
     """Show a figure in the notebook, close it, and write its `.png`, `.pdf` and `.json`.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xaiutils import assets
+from xaiutils.mnist import mnist
 
 # Two photographs of 512 x 512, a lawn with geese and a cannon on pavement: chosen by eye, for they
 # differ in hue and texture and white ink is legible on both.
@@ -238,8 +239,6 @@ def _nearest(x: Tensor, others: Tensor) -> Tensor:
 
 def _parts(n_train, n_test, seed):
     """For each part of MNIST: name and value of its n, images, labels, a random generator."""
-    from xaiutils.datasets import mnist  # not above: that module offers the names of this one
-
     digits = mnist()
     yield "n_train", n_train, *digits[:2], np.random.default_rng([seed, 0])
     yield "n_test", n_test, *digits[2:], np.random.default_rng([seed, 1])

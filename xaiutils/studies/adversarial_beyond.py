@@ -1,4 +1,4 @@
-"""Experiments of notebook 01 beyond the paper, and its drawn, clearly visible perturbations."""
+"""Experiments of notebook 01 beyond the paper."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import torch
-from scipy.signal import sawtooth
 from torch import nn
 from tqdm import tqdm
 
 from xaiutils import attack, designs, lime, limit, segment
 from xaiutils.attribution import gradient, integrated_gradients
-from xaiutils.classifiers.singing import BANDS, HOP, RATE
+from xaiutils.classifiers.singing import BANDS
 from xaiutils.excerpts import FRAMES, SingingExcerpts
 from xaiutils.perturb import Components, evaluate
 from xaiutils.studies.adversarial import (
@@ -28,6 +27,7 @@ from xaiutils.studies.adversarial import (
     paste,
     prefixes,
 )  # fmt: skip
+from xaiutils.studies.adversarial_drawn import drawn as drawn
 
 # Of the attacks on chosen cells of the log-mel excerpt, in nats; the paper has no such attack.
 CONFINED = {"lr": 0.05, "alpha": 1e3, "eps": 1.0, "steps": 100}
@@ -36,9 +36,6 @@ _AIMS = {0: ("to singing", 1), 1: ("to no singing", -1)}  # by the label that is
 _CENTRE = FRAMES // 2
 SILENCE = float(np.log(np.finfo(np.float32).eps))  # floor of the log-mel features
 COARSE = Components(segment.grid((FRAMES, BANDS), 4, 3))  # 12 cells: all 4,096 masks can be tried
-
-DRAWINGS = ("wave", "zigzag", "blob")
-_LOUD = 30.0  # magnitude of a drawing; the loudest bin of all excerpts has 11
 
 
 def known_cells(detector, excerpts: SingingExcerpts, *, k: int, n: int, seed: int) -> list[Case]:
@@ -340,63 +337,3 @@ def minimal_sets(
         records.append((case.condition, case.track, exact, smallest, *by))
     columns = ["condition", "track", "exact", "minimal", "greedy", "norm", "LIME"]
     return pd.DataFrame(records, columns=columns)
-
-
-def drawn(detector, excerpts: SingingExcerpts, *, n_masks: int, n: int, seed: int):
-    """Draw on the spectrogram of music: does the answer turn, and does LIME find the drawing?
-
-    Returns
-    -------
-    DataFrame
-        shape, track, flips, score (R^2) and covered: whether all drawn cells, those with at least
-        5 % of the change, are among LIME's top 3; NaN where the answer did not turn.
-    dict of str to dict
-        The first flipped example of each shape: case, explanation, probabilities.
-    """
-    with torch.inference_mode():
-        music = excerpts.labels == 0
-        magnitude = detector.magnitude(excerpts.waveforms[music].to(detector.bank.device))
-        p = detector.probability(magnitude, kind="magnitude").cpu()
-    tracks = excerpts.tracks[music]
-    right = torch.nonzero(p < 0.5).ravel().tolist()[:n]
-    records, examples = [], {}
-    for shape in DRAWINGS:
-        for i in tqdm(right, f"drawings: {shape}", leave=False, mininterval=1):
-            picture = torch.maximum(magnitude[i], drawing(shape).to(magnitude))
-            with torch.inference_mode():
-                pair = detector.features(magnitude=torch.stack([magnitude[i], picture]))
-                after = float(detector.probability(pair, kind="features")[1])
-            case = Case(shape, int(tracks[i]), "", 1, *(v.cpu().numpy() for v in pair))
-            if after <= 0.5:
-                records.append((shape, case.track, 0.0, np.nan, np.nan))
-                continue
-            explanation = explain(detector, case.adversarial, n_masks=n_masks, seed=seed + i)
-            share = norms(case) / norms(case).sum()
-            marked = np.flatnonzero(share >= 0.05)
-            covered = float(np.isin(marked, order(explanation.coef)[:3]).all())
-            records.append((shape, case.track, 1.0, float(explanation.score), covered))
-            example = {"case": case, "explanation": explanation, "before": float(p[i])}
-            examples.setdefault(shape, example | {"after": after})
-    columns = ["shape", "track", "flips", "score", "covered"]
-    return pd.DataFrame(records, columns=columns), examples
-
-
-def drawing(shape: str) -> torch.Tensor:
-    """Magnitudes (165, 257) to be laid over a spectrogram.
-
-    "wave" is a tone of 163 Hz across three cells of the lowest band whose pitch wavers 5.5 times a
-    second by 12 %, less than a bin; "zigzag" the same with straight ups and downs; "blob" one cell
-    filled, in the second band.
-    """
-    frames = np.arange(FRAMES)
-    inside = (frames * TIMES // FRAMES >= 1) & (frames * TIMES // FRAMES <= 3)
-    out = np.zeros((FRAMES, 257), np.float32)
-    if shape == "blob":
-        out[np.ix_(frames * TIMES // FRAMES == 2, np.arange(23, 54))] = _LOUD
-        return torch.from_numpy(out)
-    phase = 2 * np.pi * 5.5 * frames * HOP / RATE
-    swing = np.sin(phase) if shape == "wave" else sawtooth(phase, width=0.5)
-    bins = np.rint(163.0 * (1 + 0.12 * swing) / (RATE / 512)).astype(int)
-    for shift in (-1, 0, 1):
-        out[frames[inside], bins[inside] + shift] = _LOUD
-    return torch.from_numpy(out)

@@ -13,7 +13,7 @@ from IPython.display import Audio
 
 from xaiutils.classifiers.singing import BANDS, HOP, RATE
 from xaiutils.excerpts import FRAMES
-from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE
+from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE, dots
 from xaiutils.studies import adversarial as study
 from xaiutils.studies.adversarial import CELLS, CONDITIONS, HEIGHTS, TIMES, Case
 
@@ -129,13 +129,11 @@ def tables(ours: dict[str, pd.DataFrame], published: dict[str, dict]):
                 CONDITIONS.index(c) + 0.26 * (index - (len(names) - 1) / 2)
                 for c in part["condition"]
             ]
-            error = [part["value"] - part["low"], part["high"] - part["value"]]
-            color, marker = (OKABE_ITO[2], "^") if name == "LIME" else (OKABE_ITO[1], "s")
-            ax.errorbar(part["value"], y, xerr=error, color=color, marker=marker,
-                        linestyle="", capsize=2, label=f"{name}, here")  # fmt: skip
+            style = 2 if name == "LIME" else 1
+            dots(ax, part, y, style=style, label=f"{name}, here")
             paper = [published[title][c, name] for c in part["condition"]]
-            ax.plot(paper, y, marker=marker, fillstyle="none", color="black", linestyle="",
-                    markersize=7, label=f"{name}, paper")  # fmt: skip
+            ax.plot(paper, y, marker=STYLES[style]["marker"], fillstyle="none", color="black",
+                    linestyle="", markersize=7, label=f"{name}, paper")  # fmt: skip
         ax.set(title=title, xlim=(-0.03, 1.05), xlabel="share of excerpts flipped",
                yticks=range(len(CONDITIONS)), yticklabels=CONDITIONS,
                ylim=(len(CONDITIONS) - 0.4, -0.6))  # fmt: skip
@@ -219,10 +217,7 @@ def known_cells(summary: pd.DataFrame, k: int, chance: float):
         for index, condition in enumerate(part["condition"].unique()):
             rows = part[part["condition"] == condition]
             y = [names.index(name) + 0.24 * (index - 0.5) for name in rows["explainer"]]
-            error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            ax.errorbar(rows["value"], y, xerr=error, linestyle="", capsize=2,
-                        color=OKABE_ITO[index], marker="os"[index],
-                        label=f"{condition} (n = {rows['n'].max()})")  # fmt: skip
+            dots(ax, rows, y, style=index, label=f"{condition} (n = {rows['n'].max()})")
         ax.axvline(chance, color="0.4", linestyle=":", linewidth=1, label="chance")
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5),
                title=title, xlim=(-0.03, 1.05),
@@ -245,9 +240,7 @@ def sampling(summary: pd.DataFrame, level, exact: pd.DataFrame):
     left.minorticks_off()
     left.legend(loc="lower left")
     y = range(len(exact))
-    error = [exact["value"] - exact["low"], exact["high"] - exact["value"]]
-    right.errorbar(exact["value"], y, xerr=error, marker="o", linestyle="", capsize=2,
-                   color=OKABE_ITO[0])  # fmt: skip
+    dots(right, exact, y)
     right.set(yticks=y, yticklabels=exact["ranking"], ylim=(len(exact) - 0.5, -0.5), xlim=(0, 1),
               xlabel="mean share flipped, k = 1 to 11",
               title=f"12 cells, all 4,096 masks, {int(exact['n'].max())} tracks")  # fmt: skip
@@ -264,10 +257,7 @@ def off_states(flips: pd.DataFrame, scores: pd.DataFrame):
         for index, width in enumerate(widths):
             part = frame[frame["width"] == width]
             y = [names.index(name) + 0.22 * (index - 1) for name in part["off_state"]]
-            error = [part["value"] - part["low"], part["high"] - part["value"]]
-            ax.errorbar(part["value"], y, xerr=error, linestyle="", capsize=2,
-                        color=OKABE_ITO[index], marker="os^"[index],
-                        label=f"kernel width {width}")  # fmt: skip
+            dots(ax, part, y, style=index, label=f"kernel width {width}")
         ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5),
                xlabel=title, xlim=(-0.02, 1.02))  # fmt: skip
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

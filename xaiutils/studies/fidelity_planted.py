@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from xaiutils import attribution, datasets, fidelity, intervals
-from xaiutils.fidelity import Curves
+from xaiutils.fidelity_curves import Curves, area
 
 SLOTS, SIDE = 3, 14  # slots per row of a board, pixels per row of a slot
 GREY = 0.5  # hidden pixels: between two values of 8 bits, so that no clean pixel has it
@@ -216,7 +216,7 @@ def geometry(
     dial : float
         See `Reader`.
     ends : floats in (0, 1]
-        The areas run from 0 to each of these, as far as the steps reach.
+        The areas run from 0 to each of these.
     n_images, steps, draws, seed
         See the function `dial`.
 
@@ -245,10 +245,10 @@ def geometry(
         swap = _run(model, data, swapped, orders=("mif",), **options)
         for name in scores:
             drops = {
-                "truth": _drops(intact[name], "mif"),
-                "LIF": _drops(own[name], "lif"),
-                "random": _drops(own["random"], "mif"),
-                "mask swap": _drops(swap[name], "mif"),
+                "truth": intact[name].drop("mif"),
+                "LIF": own[name].drop("lif"),
+                "random": own["random"].drop("mif"),
+                "mask swap": swap[name].drop("mif"),
             }
             fractions = own[name].fractions
             for curve, drop in drops.items():
@@ -256,9 +256,9 @@ def geometry(
                 estimate = intervals.mean(drop, draws=draws, seed=seed)
                 points.append(pd.DataFrame(label | {"fraction": fractions, **estimate._asdict()}))
                 for end in ends:
-                    area = _area(drop, fractions, end)
-                    error = area - _area(drops["truth"], fractions, end)
-                    estimate = intervals.mean(area, draws=draws, seed=seed)
+                    lost = area(drop, fractions, end)
+                    error = lost - area(drops["truth"], fractions, end)
+                    estimate = intervals.mean(lost, draws=draws, seed=seed)
                     off = intervals.mean(error, draws=draws, seed=seed)
                     row = label | {"f_max": end, **estimate._asdict()}
                     row |= {"error": off.value, "error_low": off.low, "error_high": off.high}
@@ -280,20 +280,9 @@ def _run(
     )  # fmt: skip
 
 
-def _drops(curves: Curves, order: str) -> np.ndarray:
-    """Accuracy lost by each image at each step, (n, K+1) in {-1, 0, 1}."""
-    right = curves.curve(order).astype(float)
-    return right[:, :1] - right
-
-
 def _areas(curves: dict[str, Curves], order: str) -> np.ndarray:
     """Area of the drop for each image and map, (n, maps)."""
-    return np.stack([_area(_drops(c, order), c.fractions) for c in curves.values()], axis=1)
-
-
-def _area(values, fractions, end=1.0):
-    reached = fractions <= end
-    return np.trapezoid(values[:, reached], fractions[reached], axis=1)
+    return np.stack([area(c.drop(order), c.fractions) for c in curves.values()], axis=1)
 
 
 def _slot_map(slots) -> np.ndarray:

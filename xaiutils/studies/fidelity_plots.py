@@ -9,17 +9,10 @@ import numpy as np
 import pandas as pd
 from skimage.transform import downscale_local_mean
 
-from xaiutils.figures import OKABE_ITO, STYLES, WIDE
+from xaiutils.figures import OKABE_ITO, STYLES, WIDE, dots
 from xaiutils.studies.lime_limit_plots import picture
 
 _ORDERS = {"mif": "most important first", "lif": "least important first"}
-
-
-def dots(ax, rows: pd.DataFrame, y, *, style: int = 0, label=None, **options):
-    """Values with intervals at heights `y`."""
-    error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-    settings = {"color": OKABE_ITO[style], "marker": STYLES[style]["marker"], "linestyle": ""}
-    ax.errorbar(rows["value"], y, xerr=error, capsize=2, label=label, **settings | options)
 
 
 def _named(ax, names: Sequence[str], **options):

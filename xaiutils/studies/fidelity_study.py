@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from xaiutils import baselines, fidelity, intervals
-from xaiutils.fidelity import Curves
+from xaiutils import baselines, fidelity, imputation, intervals
+from xaiutils.fidelity_curves import Curves, area
 from xaiutils.studies.fidelity_maps import SIGNED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,7 +25,7 @@ def fillers(x, mean, seed: int) -> dict:
         "image mean": baselines.image_mean(x),
         "blur": baselines.blur(x, sigma),
         "uniform noise": baselines.uniform_noise(x, seed),
-        "imputed": baselines.NoisyLinear(seed=seed),
+        "imputed": imputation.NoisyLinear(seed=seed),
     }
 
 
@@ -133,9 +133,8 @@ def early_drop(curves: Mapping[str, Curves], methods: Sequence[str], share: floa
     """Accuracy lost when the least important `share` is hidden: mean over methods, paired."""
     drops = []
     for name in methods:
-        right = curves[name].curve("lif").astype(float)
         step = int(np.argmin(np.abs(curves[name].fractions - share)))
-        drops.append(right[:, 0] - right[:, step])
+        drops.append(curves[name].drop("lif")[:, step])
     return intervals.mean(np.mean(drops, axis=0), seed=seed)
 
 
@@ -155,17 +154,16 @@ def artifact_estimates(own: Mapping[str, Curves], swap: Mapping[str, Curves], se
     DataFrame with columns method, curve, value, low, high, n
     """
 
-    def area(curves: Curves, order):
-        right = curves.curve(order).astype(float)
-        return np.trapezoid(right[:, :1] - right, curves.fractions, axis=1)
+    def lost(curves: Curves, order):
+        return area(curves.drop(order), curves.fractions)
 
     rows = []
     for name in swap:
         areas = {
-            "own LIF": area(own[name], "lif"),
-            "random": (area(own["random"], "mif") + area(own["random"], "lif")) / 2,
-            "mask swap": area(swap[name], "mif"),
-            "MIF drop D": area(own[name], "mif"),
+            "own LIF": lost(own[name], "lif"),
+            "random": (lost(own["random"], "mif") + lost(own["random"], "lif")) / 2,
+            "mask swap": lost(swap[name], "mif"),
+            "MIF drop D": lost(own[name], "mif"),
         }
         rows += [(name, curve, *intervals.mean(v, seed=seed)) for curve, v in areas.items()]
     return pd.DataFrame(rows, columns=["method", "curve", "value", "low", "high", "n"])
@@ -176,12 +174,7 @@ def paired_widths(curves: Curves, seed: int = 0, draws: int = 2000) -> intervals
 
     1 would mean that pairing does not matter. Its own interval is a bootstrap over images.
     """
-    areas = np.stack(
-        [
-            np.trapezoid(curves.curve(o).astype(float), curves.fractions, axis=1)
-            for o in ("mif", "lif")
-        ]
-    )
+    areas = np.stack([area(curves.curve(o), curves.fractions) for o in ("mif", "lif")])
 
     def ratio(mif, lif):
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold one image only
@@ -201,26 +194,26 @@ def between_models(
     `quantity` is "F" or "auc_lif". Images are paired, the models' predictions need not agree.
     """
 
-    def area(curves):
+    def found(curves):
         lif = np.mean([curves[m].curve("lif") for m in methods], axis=0)
         mif = np.mean([curves[m].curve("mif") for m in methods], axis=0)
         values = lif - mif if quantity == "F" else lif
-        return np.trapezoid(values, curves[methods[0]].fractions, axis=1)
+        return area(values, curves[methods[0]].fractions)
 
     if quantity not in ("F", "auc_lif"):
         raise ValueError(f'quantity must be "F" or "auc_lif", got {quantity!r}')
-    return intervals.mean(area(second) - area(first), seed=seed)
+    return intervals.mean(found(second) - found(first), seed=seed)
 
 
 def relative_area(curves: Curves, seed: int = 0) -> intervals.Estimate:
     """|F| over the clean accuracy a0; the interval is that of F / a0, folded at zero."""
     mif, lif = (curves.curve(order).astype(float) for order in ("mif", "lif"))
     counts = intervals.resamples(len(mif), seed=seed)
-    area, clean = np.trapezoid(lif - mif, curves.fractions, axis=1), mif[:, 0]
-    drawn = (counts @ area) / (counts @ clean)
+    gap, clean = area(lif - mif, curves.fractions), mif[:, 0]
+    drawn = (counts @ gap) / (counts @ clean)
     low, high = np.percentile(drawn, (2.5, 97.5))
     folded = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
-    return intervals.Estimate(abs(area.mean() / clean.mean()), *folded, len(mif))
+    return intervals.Estimate(abs(gap.mean() / clean.mean()), *folded, len(mif))
 
 
 def filler_table(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0) -> pd.DataFrame:
@@ -245,8 +238,7 @@ def filler_spread(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0):
         areas = np.zeros((2, len(counts)))
         for one in curves.values():
             for row, order in enumerate(("lif", "mif")):
-                right = one.curve(order).astype(float)
-                areas[row] += counts @ np.trapezoid(right[:, :1] - right, one.fractions, axis=1)
+                areas[row] += counts @ area(one.drop(order), one.fractions)
         shares[name] = np.divide(*areas, out=np.full(len(counts), np.nan), where=areas[1] != 0)
     most = max(shares, key=lambda name: shares[name][0])
     least = min(shares, key=lambda name: shares[name][0])

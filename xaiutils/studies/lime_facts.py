@@ -3,9 +3,10 @@
 The function `large_d` measures the claim `lime-large-d` of the ledger, and so on. Arguments are
 shared: `sizes` are numbers of superpixels d, `nus` bandwidths (`kernel_width`), `n` masks per
 run, `runs` repeats of one explanation, `n_models` random models, `seed` an int that fixes every
-draw. Fewer runs or models make a function cheaper and its interval wider. Worst cases and
-identities have low = high = value; a range over sizes runs from its smallest to its largest
-value; repeats and random models give a bootstrap 95 % interval.
+draw. Fewer runs or models make a function cheaper and its interval wider. An `Estimate` of a
+worst case or an identity has low = high = value; a range over sizes runs from its smallest to its
+largest value; repeats and random models give a bootstrap 95 % interval. Its n counts runs, models
+or cases.
 
 Source: Garreau and Mardaoui, *What does LIME really see in images?*, ICML 2021.
 """
@@ -13,7 +14,6 @@ Source: Garreau and Mardaoui, *What does LIME really see in images?*, ICML 2021.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import skimage.data
@@ -23,24 +23,15 @@ from scipy.stats import bootstrap
 from sklearn.metrics.pairwise import cosine_distances
 
 from xaiutils import lime, limit
+from xaiutils.intervals import Estimate
 from xaiutils.perturb import Components
 from xaiutils.runtime import one_blas_thread
 from xaiutils.studies import lime_models as lm
 
-
-class Measured(NamedTuple):
-    """A measured value, the interval [low, high] around it, and n runs, models or cases."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
 # --- closed forms ---------------------------------------------------------------------------------
 
 
-def alpha_closed_form(sizes=range(1, 16), nus=(0.1, 0.25, 1.0, 10.0)) -> Measured:
+def alpha_closed_form(sizes=range(1, 16), nus=(0.1, 0.25, 1.0, 10.0)) -> Estimate:
     """Largest relative error of alpha_0..alpha_d against the mean over all of {0,1}^d."""
     errors = []
     for d, nu in itertools.product(sizes, nus):
@@ -52,7 +43,7 @@ def alpha_closed_form(sizes=range(1, 16), nus=(0.1, 0.25, 1.0, 10.0)) -> Measure
 
 
 @one_blas_thread
-def limit_is_wls(sizes=(2, 5, 9, 12, 16), nus=(0.1, 0.25, 1.0, 10.0), seed: int = 0) -> Measured:
+def limit_is_wls(sizes=(2, 5, 9, 12, 16), nus=(0.1, 0.25, 1.0, 10.0), seed: int = 0) -> Estimate:
     """Largest relative error of Theorem 1, in both forms, against least squares on the cube."""
     rng, errors = np.random.default_rng(seed), []
     for d, nu in itertools.product(sizes, nus):
@@ -71,7 +62,7 @@ def limit_is_wls(sizes=(2, 5, 9, 12, 16), nus=(0.1, 0.25, 1.0, 10.0), seed: int 
 
 
 @one_blas_thread
-def bound_loose(n_models: int = 10, d: int = 12, nu: float = 0.25, seed: int = 0) -> Measured:
+def bound_loose(n_models: int = 10, d: int = 12, nu: float = 0.25, seed: int = 0) -> Estimate:
     """Smallest ratio of the theorem's order of n_0 to the n that a normal interval asks for.
 
     Both for coefficients within 0.01 at 95 %; the theorem's constants are taken as 1.
@@ -84,7 +75,7 @@ def bound_loose(n_models: int = 10, d: int = 12, nu: float = 0.25, seed: int = 0
     return _exact(order / max(needed), n_models)
 
 
-def shape_halving(powers=(1, 2, 3, 4), d: int = 100) -> Measured:
+def shape_halving(powers=(1, 2, 3, 4), d: int = 100) -> Estimate:
     """Largest |on-weight / 2^(1-p) - 1| of a detector whose shape cuts p superpixels."""
     coefs = [limit.detector(range(p), [], d).coef for p in powers]
     return _worst(
@@ -92,33 +83,33 @@ def shape_halving(powers=(1, 2, 3, 4), d: int = 100) -> Measured:
     )
 
 
-def shape_halving_off(powers=(1, 2, 3, 4), d: int = 100) -> Measured:
+def shape_halving_off(powers=(1, 2, 3, 4), d: int = 100) -> Estimate:
     """Largest |weight| that the same detectors give to superpixels the shape does not cut."""
     coefs = [limit.detector(range(p), [], d).coef for p in powers]
     return _worst(np.abs(c[p:]).max() for p, c in zip(powers, coefs, strict=True))
 
 
-def large_d(d: int = 1000, nu: float = 0.25) -> Measured:
+def large_d(d: int = 1000, nu: float = 0.25) -> Estimate:
     """c_d over its limit P^2 / 4, P the weight of a mask that hides half of the superpixels."""
     return _exact(_c_ratio(d, nu), 1)
 
 
-def large_d_rises(sizes=(10, 30, 100, 300, 1000), nu: float = 0.25) -> Measured:
+def large_d_rises(sizes=(10, 30, 100, 300, 1000), nu: float = 0.25) -> Estimate:
     """Smallest step of that ratio from one size to the next."""
     return _exact(np.diff([_c_ratio(d, nu) for d in sizes]).min(), len(sizes))
 
 
-def not_local(sizes=range(10, 301), nu: float = 0.25) -> Measured:
+def not_local(sizes=range(10, 301), nu: float = 0.25) -> Estimate:
     """d (q - 1/2) over all sizes: median and range."""
     return _range(d * (limit.coin(d, nu) - 0.5) for d in sizes)
 
 
-def ridge_default(sizes=range(30, 301), nu: float = 0.25, n: int = 1000) -> Measured:
+def ridge_default(sizes=range(30, 301), nu: float = 0.25, n: int = 1000) -> Estimate:
     """Shares of the limit that ridge 1 keeps in n masks, both directions: median and range."""
     return _range(share for d in sizes for share in limit.kept(d, nu, n=n))
 
 
-def ridge_small_nu(d: int = 60, nu: float = 0.05, n: int = 1000) -> Measured:
+def ridge_small_nu(d: int = 60, nu: float = 0.05, n: int = 1000) -> Estimate:
     """The larger of the two shares that ridge 1 keeps under a narrow kernel."""
     return _worst(limit.kept(d, nu, n=n))
 
@@ -126,7 +117,7 @@ def ridge_small_nu(d: int = 60, nu: float = 0.05, n: int = 1000) -> Measured:
 # --- other explanations as special cases ----------------------------------------------------------
 
 
-def nu_inf_banzhaf(n_models: int = 5, d: int = 10, nu: float = 1e4, seed: int = 0) -> Measured:
+def nu_inf_banzhaf(n_models: int = 5, d: int = 10, nu: float = 1e4, seed: int = 0) -> Estimate:
     """Largest |beta_j - 2 (E[f | z_j = 1] - E[f])| for random f under a wide kernel."""
     z, tables = limit.masks(d), np.random.default_rng(seed).random((n_models, 2**d))
     slopes = 2 * (tables @ z / 2 ** (d - 1) - tables.mean(axis=1, keepdims=True))
@@ -134,7 +125,7 @@ def nu_inf_banzhaf(n_models: int = 5, d: int = 10, nu: float = 1e4, seed: int = 
     return _worst(np.abs(limits - slopes).max(axis=1))
 
 
-def nu_zero_occlusion(n_models: int = 5, d: int = 10, nu: float = 0.02, seed: int = 0) -> Measured:
+def nu_zero_occlusion(n_models: int = 5, d: int = 10, nu: float = 0.02, seed: int = 0) -> Estimate:
     """Largest |beta_j - (f(1) - f(1 - e_j))| for random f in [0, 1] under a narrow kernel."""
     tables = np.random.default_rng(seed).random((n_models, 2**d))
     lost = tables[:, -1:] - tables[:, 2**d - 1 - 2 ** np.arange(d)]
@@ -142,7 +133,7 @@ def nu_zero_occlusion(n_models: int = 5, d: int = 10, nu: float = 0.02, seed: in
 
 
 @one_blas_thread
-def coin_bias(sizes=(8, 12, 16), n_models: int = 5, nu: float = 0.1, seed: int = 0) -> Measured:
+def coin_bias(sizes=(8, 12, 16), n_models: int = 5, nu: float = 0.1, seed: int = 0) -> Estimate:
     """Largest error of dF/dw at (q, ..., q), over that of the Banzhaf value.
 
     Cases: random nets, a detector that cuts three superpixels, and random softmax models, all
@@ -160,7 +151,7 @@ def coin_bias(sizes=(8, 12, 16), n_models: int = 5, nu: float = 0.1, seed: int =
 
 
 @one_blas_thread
-def ig_additive(n_models: int = 5, nus=(0.1, 0.25, 1.0), d: int = 10, seed: int = 0) -> Measured:
+def ig_additive(n_models: int = 5, nus=(0.1, 0.25, 1.0), d: int = 10, seed: int = 0) -> Estimate:
     """Largest relative distance of integrated gradients to the limit of an additive model."""
     rng, errors = np.random.default_rng(seed), []
     for _ in range(n_models):
@@ -170,7 +161,7 @@ def ig_additive(n_models: int = 5, nus=(0.1, 0.25, 1.0), d: int = 10, seed: int 
 
 
 @one_blas_thread
-def ig_pairwise(n_models: int = 20, d: int = 10, seed: int = 0) -> Measured:
+def ig_pairwise(n_models: int = 20, d: int = 10, seed: int = 0) -> Estimate:
     """Largest relative distance of integrated gradients to the wide limit of quadratic models."""
     return _worst(_pairwise_gaps(n_models, d, 1e4, 1.0, seed))
 
@@ -178,7 +169,7 @@ def ig_pairwise(n_models: int = 20, d: int = 10, seed: int = 0) -> Measured:
 @one_blas_thread
 def ig_pairwise_gap(
     n_models: int = 20, d: int = 10, nu: float = 0.25, interaction: float = 1.0, seed: int = 0
-) -> Measured:
+) -> Estimate:
     """Median of that distance at a finite bandwidth.
 
     Slopes of the models are standard normal, `interaction` is the standard deviation of the
@@ -191,7 +182,7 @@ def ig_pairwise_gap(
 @one_blas_thread
 def ig_gap_grows(
     scales=(0.3, 1.0, 3.0), n_models: int = 20, d: int = 10, nu: float = 0.25, seed: int = 0
-) -> Measured:
+) -> Estimate:
     """Smallest increase of the median relative distance from one roughness to the next.
 
     The same random nets with inputs scaled up.
@@ -208,7 +199,7 @@ def ig_gap_grows(
 # --- finite samples -------------------------------------------------------------------------------
 
 
-def converges(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int = 0) -> Measured:
+def converges(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int = 0) -> Estimate:
     """Largest |z| of the mean over runs against the exact limit; about 5 s with `converges_sd`."""
     scores = []
     for d in sizes:
@@ -217,7 +208,7 @@ def converges(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int = 0)
     return _exact(np.abs(np.concatenate(scores)).max(), runs)
 
 
-def converges_sd(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int = 0) -> Measured:
+def converges_sd(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int = 0) -> Estimate:
     """Spread of the same runs over that of the central limit theorem, pooled over coefficients."""
     parts = [lm.repeats(d, n, runs, seed) for d in sizes]
     scaled = np.hstack([coefs / np.sqrt(variance / n) for coefs, _, variance in parts])
@@ -226,7 +217,7 @@ def converges_sd(sizes=(5, 10, 20), n: int = 20_000, runs: int = 40, seed: int =
 
 def converges_slope(
     sizes=(500, 1000, 2000, 4000, 8000, 16_000), d: int = 10, runs: int = 40, seed: int = 0
-) -> Measured:
+) -> Estimate:
     """Slope of log error over log n, `sizes` being numbers of masks; about 3 s."""
     parts = [lm.repeats(d, n, runs, seed) for n in sizes]
     squares = np.array([np.square(coefs - beta).mean(axis=1) for coefs, beta, _ in parts])
@@ -237,7 +228,7 @@ def converges_slope(
     return _resampled(slope, runs, seed)
 
 
-def one_run_noise(n: int = 1000, n_models: int = 100, d: int = 33, seed: int = 0) -> Measured:
+def one_run_noise(n: int = 1000, n_models: int = 100, d: int = 33, seed: int = 0) -> Estimate:
     """Mean top-5 Jaccard index of two independent default runs on one random net."""
     agreement = lm.agreement(n, n_models, d, seed)
     return _resampled(lambda i: agreement[i].mean(), n_models, seed)
@@ -245,18 +236,18 @@ def one_run_noise(n: int = 1000, n_models: int = 100, d: int = 33, seed: int = 0
 
 def one_run_noise_many(
     n: int = 1000, many: int = 100_000, n_models: int = 30, d: int = 33, seed: int = 0
-) -> Measured:
+) -> Estimate:
     """How much that index gains when the runs draw `many` masks; about 20 s."""
     gain = lm.agreement(many, n_models, d, seed) - lm.agreement(n, n_models, d, seed)
     return _resampled(lambda i: gain[i].mean(), n_models, seed)
 
 
-def paired(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int = 0) -> Measured:
+def paired(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int = 0) -> Estimate:
     """Squared error of independent masks over that of pairs (z, 1 - z), d = 16; about 4 s."""
     return _pairing(0.25, n_models, runs, n, seed)
 
 
-def paired_narrow(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int = 0) -> Measured:
+def paired_narrow(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int = 0) -> Estimate:
     """The same under the kernel width 0.1; about 4 s."""
     return _pairing(0.1, n_models, runs, n, seed)
 
@@ -265,7 +256,7 @@ def paired_narrow(n_models: int = 100, runs: int = 3, n: int = 1000, seed: int =
 
 
 @one_blas_thread
-def pkg_equality(n_images: int = 3, n: int = 200, seed: int = 0) -> Measured:
+def pkg_equality(n_images: int = 3, n: int = 200, seed: int = 0) -> Estimate:
     """Largest difference between the package and `lime.explain(package_exact=True)`.
 
     Coefficients and intercepts of three labels, score and local prediction of the first, on
@@ -296,10 +287,10 @@ def pkg_equality(n_images: int = 3, n: int = 200, seed: int = 0) -> Measured:
                 abs(ours.score[0] - theirs.score),
                 abs(ours.local_prediction[0] - theirs.local_pred[0]),
             ]
-    return Measured(*_worst(differences)[:3], n=2 * n_images)
+    return Estimate(*_worst(differences)[:3], n=2 * n_images)
 
 
-def pkg_seed(seeds=(0, 1, 2, 3)) -> Measured:
+def pkg_seed(seeds=(0, 1, 2, 3)) -> Estimate:
     """Pixels whose superpixel changes with `random_seed`, in a photograph and a flat image.
 
     A flat image is all ties, which quickshift breaks at random; about 3 s.
@@ -313,7 +304,7 @@ def pkg_seed(seeds=(0, 1, 2, 3)) -> Measured:
     return _exact(changed, 2 * len(seeds))
 
 
-def pkg_slic(n: int = 200, n_segments: int = 30) -> Measured:
+def pkg_slic(n: int = 200, n_segments: int = 30) -> Estimate:
     """How many of n perturbed photographs hide the last SLIC superpixel; about 1 s."""
     image = lm.photographs()[0]
     segment = SegmentationAlgorithm("slic", n_segments=n_segments)
@@ -328,12 +319,12 @@ def pkg_slic(n: int = 200, n_segments: int = 30) -> Measured:
     return _exact(np.concatenate(hidden).sum(), n)
 
 
-def range_segments() -> Measured:
+def range_segments() -> Estimate:
     """Superpixels of the astronaut at 224 pixels, uint8, as the package segments it."""
     return _exact(_superpixels(_astronaut()), 1)
 
 
-def range_segments_float() -> Measured:
+def range_segments_float() -> Estimate:
     """Superpixels of the same pixels as floats in 0..255; about 1 s."""
     return _exact(_superpixels(_astronaut().astype(np.float64)), 1)
 
@@ -342,7 +333,7 @@ def range_segments_float() -> Measured:
 
 
 def _exact(value, n):
-    return Measured(float(value), float(value), float(value), n)
+    return Estimate(float(value), float(value), float(value), n)
 
 
 def _worst(values):
@@ -352,7 +343,7 @@ def _worst(values):
 
 def _range(values):
     values = list(values)
-    return Measured(float(np.median(values)), float(min(values)), float(max(values)), len(values))
+    return Estimate(float(np.median(values)), float(min(values)), float(max(values)), len(values))
 
 
 def _resampled(statistic, n, seed):
@@ -363,7 +354,7 @@ def _resampled(statistic, n, seed):
     ).confidence_interval  # fmt: skip
     value = statistic(np.arange(n))
     # A minimum of several medians can fall outside its own percentiles.
-    return Measured(float(value), float(min(low, value)), float(max(high, value)), n)
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)), n)
 
 
 def _relative(ours, reference):

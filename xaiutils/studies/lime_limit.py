@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import hypergeom
 from tqdm import tqdm
 
-from xaiutils import designs, lime, limit, segment
+from xaiutils import designs, intervals, lime, limit, segment
 from xaiutils.perturb import Components, evaluate
 
 
@@ -42,16 +42,16 @@ def convergence(
     return pd.DataFrame(records, columns=["n", "repeat", "distance"])
 
 
-def slope(distances: pd.DataFrame, *, seed: int, resamples: int = 2000):
-    """Slope of log root mean squared distance over log n, with a bootstrap interval."""
+def slope(distances: pd.DataFrame, *, seed: int, draws: int = intervals.DRAWS):
+    """Slope of log root mean squared distance over log n: value, low, high (bootstrap)."""
     squared = distances.pivot(index="repeat", columns="n", values="distance").to_numpy() ** 2
     log_n = np.log(np.sort(distances["n"].unique()))
-    rows = np.random.default_rng(seed).integers(len(squared), size=(resamples, len(squared)))
+    counts = intervals.resamples(len(squared), draws=draws, seed=seed)
 
     def fit(means):
         return np.polyfit(log_n, 0.5 * np.log(means).T, 1)[0]
 
-    low, high = np.percentile(fit(squared[rows].mean(axis=1)), [2.5, 97.5])
+    low, high = np.percentile(fit(counts @ squared / len(squared)), [2.5, 97.5])
     return float(fit(squared.mean(axis=0)[None])[0]), float(low), float(high)
 
 
@@ -126,32 +126,30 @@ def agreement(explained: dict[str, np.ndarray], pairs, *, image: int, ks=(5, 10)
     return records
 
 
-def mean_intervals(frame: pd.DataFrame, by: Sequence[str], *, seed: int, resamples=4000):
+def mean_intervals(frame: pd.DataFrame, by: Sequence[str], *, seed: int, draws: int = 4000):
     """Mean Jaccard of each group with a 95 % bootstrap interval over its rows (images).
 
     Returns
     -------
     DataFrame with the columns of `by`, then mean, low, high, images (their number)
     """
-    rng = np.random.default_rng(seed)
-    records = []
-    for key, group in frame.groupby(list(by), sort=False):
-        values = group["jaccard"].to_numpy()
-        means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        records.append((*key, values.mean(), low, high, len(values)))
+    records = [
+        (*key, *intervals.mean(group["jaccard"], draws=draws, seed=seed))
+        for key, group in frame.groupby(list(by), sort=False)
+    ]
     return pd.DataFrame(records, columns=[*by, "mean", "low", "high", "images"])
 
 
-def ratio_to_random(frame: pd.DataFrame, pair: str, k: int, *, seed: int, resamples: int = 4000):
-    """Mean Jaccard of `pair` over that of random sets: value, low, high, n (paired bootstrap)."""
+def ratio_to_random(
+    frame: pd.DataFrame, pair: str, k: int, *, seed: int, draws: int = 4000
+) -> intervals.Estimate:
+    """Mean Jaccard of `pair` over that of random sets, by a bootstrap paired over images."""
     wide = frame[frame["k"] == k].pivot(index="image", columns="pair", values="jaccard")
     both = wide[[pair, "random sets"]].to_numpy()
-    rows = np.random.default_rng(seed).integers(len(both), size=(resamples, len(both)))
-    means = both[rows].mean(axis=1)
-    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
+    drawn = intervals.resamples(len(both), draws=draws, seed=seed) @ both
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     value = both[:, 0].mean() / both[:, 1].mean()
-    return float(value), float(low), float(high), len(both)
+    return intervals.Estimate(float(value), float(low), float(high), len(both))
 
 
 def images_agreement(

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from skimage.segmentation import mark_boundaries
 
 from xaiutils import lime
-from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE, signed_limits
+from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE, dots, signed_limits
 from xaiutils.studies.lime_cases import KnownCase
 
 EDGE = (1.0, 0.82, 0.0)
@@ -174,9 +174,7 @@ def agreement(panels: dict[str, pd.DataFrame]):
         pairs = list(dict.fromkeys(frame["pair"]))
         for index, (k, group) in enumerate(frame.groupby("k")):
             y = [pairs.index(pair) + 0.22 * (index - 0.5) for pair in group["pair"]]
-            error = [group["mean"] - group["low"], group["high"] - group["mean"]]
-            ax.errorbar(group["mean"], y, xerr=error, color=OKABE_ITO[index], linestyle="",
-                        marker="os"[index], capsize=2, label=f"top {k}")  # fmt: skip
+            dots(ax, group.rename(columns={"mean": "value"}), y, style=index, label=f"top {k}")
         count = frame.groupby("pair", sort=False)["images"].first()
         ax.set(yticks=range(len(pairs)), yticklabels=[f"{p}  (n = {count[p]})" for p in pairs],
                title=name, xlim=(0, 1.04), ylim=(len(pairs) - 0.5, -0.5))  # fmt: skip
