@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import kstest
 from torch import nn
 
 from xaiutils import attribution, segment
@@ -30,6 +31,32 @@ class Net(nn.Module):
 class Flat(Net):
     def forward(self, x):
         return super().forward(x).flatten()
+
+
+class Permuted(nn.Module):
+    """The same outputs in another order: output k of `model` is output `order[k]` here."""
+
+    def __init__(self, model, order):
+        super().__init__()
+        self.model, self.back = model, np.argsort(order)
+
+    @property
+    def trunk(self):
+        return self.model.trunk
+
+    def forward(self, x):
+        return self.model(x)[:, self.back]
+
+
+class LogProbabilities(Permuted):
+    """Explicitly: logit minus the logarithm of the sum of exponentials."""
+
+    def __init__(self, model):
+        super().__init__(model, np.arange(CLASSES))
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits - logits.exp().sum(1, keepdim=True).log()
 
 
 class Power(nn.Module):
@@ -64,6 +91,12 @@ def integrated(model, x, target, **options):
     return attribution.integrated_gradients(model, x, np.full(SHAPE, 0.3), target, **options)
 
 
+def expected(model, x, target, **options):
+    references = np.random.default_rng(5).random((6, *SHAPE))
+    options = {"n_samples": 5, **options}
+    return attribution.expected_gradients(model, x, references, target, **options)
+
+
 def occlusion(model, x, target, **options):
     return attribution.occlusion(model, x, target, patch=3, baseline=0.2, **options)
 
@@ -81,6 +114,7 @@ LINEAR = [
     attribution.input_x_gradient,
     smooth_mean,
     integrated,
+    expected,
     gradcam,
     occlusion,
 ]  # in the explained scalar
@@ -122,6 +156,26 @@ def test_against_is_the_difference_of_two_attributions(method, net, images):
     one_vs_one = method(net, torch.from_numpy(images), torch.from_numpy(TARGET), against=AGAINST)
     assert_allclose(one_vs_one, difference, atol=1e-12)
     assert abs(difference).max() > 1e-3
+
+
+@pytest.mark.parametrize("method", LINEAR)
+def test_order_of_the_classes_does_not_matter(method, net, images):
+    order = np.array([2, 0, 3, 1])  # classes 0, as target and against, become others
+    renamed = Permuted(net, order)
+    expected = method(net, images, TARGET, against=AGAINST)
+    found = method(renamed, images, order[TARGET], against=order[AGAINST])
+    assert_allclose(found, expected, atol=1e-12)
+    assert_allclose(method(renamed, images, order[TARGET]), method(net, images, TARGET), atol=1e-12)
+    assert_allclose(method(net, images, AGAINST, against=TARGET), -expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_log_probability_is_a_logit_of_the_normalised_model(method, net, images):
+    found = method(net, images, TARGET, log_probability=True)
+    assert_allclose(found, method(LogProbabilities(net), images, TARGET), atol=1e-12)
+    assert abs(found - method(net, images, TARGET)).max() > 1e-3
+    with pytest.raises(ValueError, match="against must be None with it"):
+        method(net, images, TARGET, against=AGAINST, log_probability=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -192,6 +246,21 @@ def test_maps_of_pixels_need_images(method, net):
 def test_gradient_is_that_of_each_image_alone(net, images):
     expected = [slope(net, x, t) for x, t in zip(images, TARGET, strict=True)]
     assert_allclose(attribution.gradient(net, images, TARGET, batch_size=2), expected, atol=1e-12)
+
+
+def test_gradient_of_the_log_probability_by_finite_differences(net, images):
+    found = attribution.gradient(net, images[:1], TARGET[:1], log_probability=True)[0]
+
+    def log_softmax(x):
+        with torch.no_grad():
+            scores = np.exp(net(torch.from_numpy(x[None])).numpy()[0])
+        return np.log(scores[TARGET[0]] / scores.sum())
+
+    for at in np.ndindex(SHAPE):
+        step = np.zeros(SHAPE)
+        step[at] = 1e-5
+        rise = log_softmax(images[0] + step) - log_softmax(images[0] - step)
+        assert found[at] == pytest.approx(rise / 2e-5, abs=1e-8)
 
 
 def test_input_x_gradient_with_the_mean_as_baseline_is_that_of_normalised_images(net, images):
@@ -308,12 +377,120 @@ def test_integrated_gradients_of_one_input_or_a_batch(net, images):
 
 
 def test_integrated_gradients_names_what_does_not_fit(net, images):
-    with pytest.raises(ValueError, match=r"shape of x, \(2, 6, 8\), got \(6, 8\)"):
+    with pytest.raises(ValueError, match=r"or of one input, \(2, 6, 8\), got \(6, 8\)"):
         attribution.integrated_gradients(net, images[0], images[0, 0], 0)
-    with pytest.raises(ValueError, match=r"shape of x, \(5, 2, 6, 8\), got \(4, 2, 6, 8\)"):
+    with pytest.raises(ValueError, match=r"x, \(5, 2, 6, 8\), or .*got \(4, 2, 6, 8\)"):
         attribution.integrated_gradients(net, images, images[1:], TARGET)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         attribution.integrated_gradients(net, images, images, TARGET, steps=0)
+
+
+@pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients"])
+def test_baselines_may_come_straight_from_a_network(method, net, images):
+    made = torch.full(images.shape, 0.3, requires_grad=True) * 1
+    options = {"x": images, "target": TARGET}
+    found = getattr(attribution, method)(net, baseline=made, **options)
+    assert_allclose(found, getattr(attribution, method)(net, baseline=made.detach(), **options))
+
+
+# --- expected gradients ---------------------------------------------------------------------------
+
+
+def draws_of(n, m, n_samples, **options):
+    """Which reference each sample drew and how far along it lies, both (n, n_samples).
+
+    From x = 0 towards the j-th unit vector, a point is (1 - a) times that vector.
+    """
+    recorder = Recorder(Power(1))
+    attribution.expected_gradients(
+        recorder, np.zeros((n, m)), np.eye(m), [0] * n, n_samples=n_samples, **options
+    )
+    points = torch.cat(recorder.seen).unflatten(0, (n, n_samples)).numpy()
+    return points.argmax(2), 1 - points.max(2)
+
+
+def test_expected_gradients_draw_uniformly():
+    n, m, n_samples = 3, 4, 2000
+    chosen, along = draws_of(n, m, n_samples, batch_size=64)
+    for i in range(n):
+        counts = np.bincount(chosen[i], minlength=m)
+        assert abs(counts - n_samples / m).max() < 5 * np.sqrt(n_samples / m)
+        assert kstest(along[i], "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(chosen[i], along[i])[0, 1]) < 0.1
+    assert abs(np.corrcoef(along) - np.eye(n)).max() < 0.1  # images draw on their own
+
+
+def test_expected_gradients_are_a_loop_over_the_draws(net, images):
+    n_samples = 4
+    references = np.random.default_rng(6).random((3, *SHAPE))
+    chosen, along = draws_of(N, len(references), n_samples, seed=9)
+    found = attribution.expected_gradients(
+        net, images, references, TARGET, n_samples=n_samples, seed=9, batch_size=3
+    )
+    for i, (x, t) in enumerate(zip(images, TARGET, strict=True)):
+        parts = [
+            (x - references[j]) * slope(net, references[j] + a * (x - references[j]), t)
+            for j, a in zip(chosen[i], along[i], strict=True)
+        ]
+        assert_allclose(found[i], np.mean(parts, 0), atol=1e-12)
+
+
+def test_expected_gradients_of_one_reference_converge_to_integrated_gradients(net, images):
+    n_samples, baseline = 1000, np.random.default_rng(3).random(SHAPE)
+    path = (np.arange(50) + 0.5) / 50
+    along = np.array(
+        [
+            (images - baseline)
+            * attribution.gradient(net, baseline + a * (images - baseline), TARGET)
+            for a in path
+        ]
+    )
+    exact = attribution.integrated_gradients(net, images, baseline, TARGET, steps=200)
+    found = attribution.expected_gradients(net, images, baseline[None], TARGET, n_samples=n_samples)
+    standard_error = along.std(0) / np.sqrt(n_samples)
+    assert (abs(found - exact) < 5 * standard_error + 1e-5).all()
+    assert 0.5 < np.sqrt(np.mean((found - exact) ** 2 / standard_error**2)) < 2
+
+
+def test_expected_gradients_draw_only_candidates(net, images):
+    references = np.random.default_rng(6).random((6, *SHAPE))
+    own = np.array([4, 1])
+    others = np.full_like(references, np.nan)
+    others[own] = references[own]
+    found = attribution.expected_gradients(
+        net, images, others, TARGET, candidates=[own] * N, n_samples=20
+    )
+    alone = attribution.expected_gradients(net, images, references[own], TARGET, n_samples=20)
+    assert_array_equal(found, alone)
+    # Each input has candidates of its own.
+    mixed = [own] * (N - 1) + [[2]]
+    found = attribution.expected_gradients(
+        net, images, others, TARGET, candidates=mixed, n_samples=20
+    )
+    assert_array_equal(found[:-1], alone[:-1])
+    assert np.isnan(found[-1]).all()
+
+
+def test_expected_gradients_seed_decides_the_draws(net, images):
+    first, again, other = (expected(net, images, TARGET, seed=seed) for seed in (0, 0, 1))
+    assert_array_equal(first, again)
+    assert abs(first - other).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "candidates", [[[0]] * 4, [[]] * 5, [[6]] * 5, [[-1]] * 5, [[0.0]] * 5, [[True]] * 5, [0] * 5]
+)
+def test_expected_gradients_name_bad_candidates(candidates, net, images):
+    with pytest.raises(ValueError, match=r"candidates must hold 5 arrays .* in 0\.\.5"):
+        expected(net, images, TARGET, candidates=candidates)
+
+
+def test_expected_gradients_name_what_does_not_fit(net, images):
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+        expected(net, images, TARGET, n_samples=0)
+    for wrong in (images[0], images[:0], images[:, :1]):
+        with pytest.raises(ValueError, match=r"references must be \(m, \*shape\) .*\(2, 6, 8\)"):
+            attribution.expected_gradients(net, images, wrong, TARGET)
 
 
 # --- Grad-CAM -------------------------------------------------------------------------------------

@@ -1,24 +1,29 @@
-"""Fillers: what hidden pixels of an image are replaced by.
+"""Baselines: what hidden pixels are replaced by, and where the path of an attribution starts.
 
-Each function takes images in [0, 1], one (C, H, W) or a batch (n, C, H, W), and returns an array
-of their shape and dtype, one filler per image: what `perturb.evaluate` (one image) and
-`fidelity_curves.curves` (a batch) take as `filler`. None of them depends on what is hidden;
-`NoisyLinear` does.
+Each takes images in [0, 1], an array or a tensor, and returns an array of their shape and dtype
+in [0, 1], one baseline per image: what `perturb.evaluate` (one image) and
+`fidelity_curves.curves` (a batch) take as `filler`, and `attribution` as `baseline`. Those that
+need no class take one image (C, H, W) or a batch (n, C, H, W). Those of a target class take a
+batch and `targets`, ints (n,): the class that each baseline shows. None of them depends on what
+is hidden; `imputation.NoisyLinear` does.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.ndimage
-import scipy.sparse
 import torch
-from scipy.sparse.linalg import splu
 
-# Offsets of half of the eight neighbours and their weights; the others follow by symmetry.
-_NEIGHBOURS = {(0, 1): 1 / 6, (1, 0): 1 / 6, (1, 1): 1 / 12, (1, -1): 1 / 12}
+from xaiutils import runtime
+from xaiutils.explained import Task
+
+_BLOCK_ROWS = 2048  # images on each side of a block of distances
+_BLOCK_VALUES = 2**23  # pixels of the images on one side: 64 MiB in double precision
+_HALVINGS = 12  # of the segment back to x: to 1 / 4096 of its length
 
 
 def black(x) -> np.ndarray:
@@ -74,143 +79,305 @@ def uniform_noise(x, seed: int) -> np.ndarray:
     return noise
 
 
-class NoisyLinear:
-    """Noisy linear imputation: hidden pixels continue the kept ones without a visible edge.
+def gaussian_noise(x, sigma: float, seed: int) -> np.ndarray:
+    """The image plus Gaussian noise of standard deviation `sigma`, clipped to [0, 1].
 
-    Each hidden pixel is the weighted mean of its neighbours, 1/6 for the four direct and 1/12 for
-    the four diagonal ones, rescaled to a sum of 1 at the border. Neighbours may be hidden too:
-    the means are the solution of a linear system, exact here. Then Gaussian noise is added, which
-    may leave [0, 1]. Where nothing is kept, the filler is the mean of each channel plus noise.
-
-    Parameters
-    ----------
-    noise : float
-        Standard deviation, in the units of the image; 0 for none.
-    seed : int
-        An image has one noise pattern, made from `seed` and the image itself: the same for each
-        mask and in whatever order and batches the masks come.
+    The draw depends on `seed` and on the image itself, not on its place in a batch.
 
     Raises
     ------
     ValueError
-        If `noise` is negative.
+        If `sigma` is not positive.
 
     Notes
     -----
-    Rong, Leemann, Borisov, Kasneci and Kasneci, *A Consistent and Efficient Evaluation Strategy
-    for Attribution Methods* (ROAD), ICML 2022, arXiv 2202.00449.
+    Sturmfels, Lundberg and Lee, *Visualizing the Impact of Feature Attribution Baselines*,
+    Distill 2020.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, in units of the image, got {sigma}")
+    x = _images(x)
+    noise = np.empty_like(x)
+    for i in np.ndindex(x.shape[:-3]):
+        noise[i] = _rng(seed, x[i]).standard_normal(x.shape[-3:], dtype=np.float32)
+    return np.clip(x + sigma * noise, 0, 1, dtype=x.dtype)
+
+
+def maximum_distance(x) -> np.ndarray:
+    """The image in [0, 1] farthest from `x`: each value becomes 0 or 1, whichever is farther.
+
+    It is the farthest in every norm of absolute differences; from 0.5 both are, and it is 0.
+
+    Notes
+    -----
+    Sturmfels, Lundberg and Lee, *Visualizing the Impact of Feature Attribution Baselines*,
+    Distill 2020, where the distance is L1.
+    """
+    x = _images(x)
+    return (x < 0.5).astype(x.dtype)
+
+
+class NearestSample:
+    """Minimum-distance training sample (MDTS): of the target class, the one nearest to x.
+
+    Of samples that are equally near, up to the rounding of double precision, it is the first.
+
+    Parameters
+    ----------
+    images : (N, C, H, W) floating array or tensor in [0, 1]
+        Training samples. They are not copied.
+    labels : (N,) ints
+        Their classes.
+    norm : {"l1", "l2"}
+        Distance: mean absolute difference or Euclidean norm.
+    accepted_by : torch.nn.Module or callable, optional
+        A classifier, (B, C, H, W) to (B, K): only samples that it puts in their own class count.
+
+    Attributes
+    ----------
+    images : (N, C, H, W) ndarray
+    norm : str
+
+    Raises
+    ------
+    ValueError
+        If `norm` is neither, or images, labels and the outputs of the classifier do not fit.
+
+    Notes
+    -----
+    The baseline that GANMEX is compared with: Shih, Tien and Karnin, *GANMEX: One-vs-One
+    Attributions using GAN-based Model Explainability*, ICML 2021, arXiv 2011.06015. It names no
+    norm.
     """
 
-    def __init__(self, noise: float = 0.01, seed: int = 0):
-        if not noise >= 0:
-            raise ValueError(f"noise must be a standard deviation of at least 0, got {noise}")
-        self.noise, self.seed = noise, seed
+    def __init__(self, images, labels, *, norm: str = "l1", accepted_by=None):
+        if norm not in ("l1", "l2"):
+            raise ValueError(f'norm must be "l1" or "l2", got {norm!r}')
+        self.images, labels = _samples(images, labels)
+        self.norm = norm
+        rows = np.arange(len(labels))
+        if accepted_by is not None:
+            rows = rows[_predicted(accepted_by, self.images) == labels]
+        self._rows = {int(c): rows[labels[rows] == c] for c in np.unique(labels[rows])}
 
-    def __repr__(self):
-        return f"NoisyLinear(noise={self.noise}, seed={self.seed})"
+    def __call__(self, x, targets) -> np.ndarray:
+        """The nearest samples, (n, C, H, W); see `find`."""
+        indices, _ = self.find(x, targets)
+        return self.images[indices].astype(_floating(x).dtype)
 
-    def __call__(self, x, components, masks) -> np.ndarray:
-        """Filled images, one per mask: a callable filler of `perturb.evaluate`.
-
-        Parameters
-        ----------
-        x : (C, H, W) floating array
-        components : perturb.Components
-            Of the pixels, all channels together: labels (H, W).
-        masks : (B, d) bool, True = kept
-
-        Returns
-        -------
-        (B, C, H, W) array of the dtype of `x`, equal to `x` where it is kept
+    def find(self, x, targets) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (n,) into `images`, and distances (n,), float64.
 
         Raises
         ------
         ValueError
-            If `x` is no floating image or the labels differ between channels.
+            If shapes differ, or a class has no sample (that the classifier accepts).
         """
-        x = _floating(x)
-        if x.ndim != 3:
-            raise ValueError(f"x must be one image (C, H, W), got shape {x.shape}")
-        labels = components.aligned(x.shape)
-        if len(labels) > 1:
-            raise ValueError(f"components must hide all channels together: labels {labels.shape}")
-        labels = np.broadcast_to(labels[0], x.shape[1:]).ravel()
-        values = x.reshape(len(x), -1).T.astype(np.float64)  # (pixels, C)
-        noise = self.noise * _rng(self.seed, x).standard_normal(values.shape)
-        filled = np.empty((len(masks), *x.shape), x.dtype)
-        for out, mask in zip(filled, masks, strict=True):
-            kept = np.asarray(mask, dtype=bool)[labels]
-            smooth = np.where(kept[:, None], values, _impute(values, kept, x.shape[1:]) + noise)
-            out[:] = smooth.T.reshape(x.shape)
-        return filled
+        x, targets = _queries(x, targets, self.images.shape[1:], self._rows)
+        indices, distances = np.empty(len(x), np.int64), np.empty(len(x))
+        for target in np.unique(targets):
+            of_class = np.flatnonzero(targets == target)
+            for rows in _blocks(of_class, x):
+                points = _doubles(x, rows)
+                indices[rows] = self._nearest(points, self._rows[target])
+                change = np.abs(points - _doubles(self.images, indices[rows]))
+                distances[rows] = (
+                    change.mean(1) if self.norm == "l1" else np.sqrt(np.square(change).sum(1))
+                )
+        return indices, distances
+
+    def _nearest(self, points, candidates) -> np.ndarray:
+        """For each of `points` (b, pixels) the row of `images` among `candidates`."""
+        # Beyond the rounding of sums of this many terms up to 1, far below that of float32.
+        tie = 1e-12 * points.shape[1]
+        best, found = np.full(len(points), np.inf), np.empty(len(points), np.int64)
+        for rows in _blocks(candidates, self.images):
+            distances = self._distances(points, _doubles(self.images, rows))
+            least = distances.min(1)
+            first = (distances <= least[:, None] + tie).argmax(1)
+            nearer = least < best - tie
+            best[nearer], found[nearer] = least[nearer], rows[first[nearer]]
+        return found
+
+    def _distances(self, points, samples) -> np.ndarray:
+        """Increasing functions of the distances, (b, m): their sum or their square."""
+        if self.norm == "l1":
+            return torch.cdist(torch.from_numpy(points), torch.from_numpy(samples), p=1).numpy()
+        products = points @ samples.T
+        products *= -2
+        products += np.square(samples).sum(1)
+        products += np.square(points).sum(1)[:, None]
+        return products
 
 
-def _impute(values, kept, shape) -> np.ndarray:
-    """`values` (pixels, C) with each pixel that is not `kept` the mean of its neighbours."""
-    if kept.all():
-        return values
-    if not kept.any():
-        return np.broadcast_to(values.mean(axis=0), values.shape)
-    laplacian, order = _laplacian(*shape)
-    hidden = np.flatnonzero(~kept[order])
-    rows = laplacian[hidden]
-    ordered = np.where(kept[:, None], values, 0)[order]
-    # Rows sum to 0, so the right-hand side is minus their product with the kept pixels. The
-    # matrix is positive definite as soon as one pixel is kept: no pivoting, in the given order.
-    factors = splu(
-        rows[:, hidden].tocsc(),
-        permc_spec="NATURAL",
-        diag_pivot_thresh=0.0,
-        options={"SymmetricMode": True},
-    )
-    filled = values.copy()
-    filled[order[hidden]] = factors.solve(-(rows @ ordered))
-    return filled
+class ClassMean:
+    """The mean training sample of the target class.
 
+    Parameters
+    ----------
+    images : (N, C, H, W) floating array or tensor in [0, 1]
+        Training samples.
+    labels : (N,) ints
+        Their classes.
 
-@functools.lru_cache(maxsize=4)
-def _laplacian(height: int, width: int):
-    """Graph Laplacian of the weighted neighbours, with the order of its rows and columns.
-
-    In nested dissection order a factorisation of a 224 x 224 image takes 0.1 s, in the best
-    order that SuperLU itself offers 2 to 5 times as long.
+    Raises
+    ------
+    ValueError
+        If images and labels do not fit.
     """
-    index = np.arange(height * width).reshape(height, width)
-    weights = scipy.sparse.csr_matrix((index.size, index.size))
-    for (down, right), weight in _NEIGHBOURS.items():
-        here = index[: height - down, max(0, -right) : width - max(0, right)].ravel()
-        there = index[down:, max(0, right) : width + min(0, right)].ravel()
-        ones = np.full(here.size, weight)
-        weights += scipy.sparse.csr_matrix((ones, (here, there)), weights.shape)
-    weights += weights.T
-    laplacian = scipy.sparse.diags(weights.sum(axis=1).A1) - weights
-    order = np.concatenate(_dissect(index))
-    return laplacian.tocsr()[order][:, order], order
+
+    def __init__(self, images, labels):
+        images, labels = _samples(images, labels)
+        self._means = {
+            int(c): images[labels == c].mean(axis=0, dtype=np.float64) for c in np.unique(labels)
+        }
+
+    def __call__(self, x, targets) -> np.ndarray:
+        """The means, (n, C, H, W).
+
+        Raises
+        ------
+        ValueError
+            If shapes differ or a class has no sample.
+        """
+        shape = next(iter(self._means.values())).shape
+        x, targets = _queries(x, targets, shape, self._means)
+        return np.stack([self._means[target] for target in targets.tolist()]).astype(x.dtype)
 
 
-def _dissect(index) -> list[np.ndarray]:
-    """Nested dissection: both halves of a rectangle of pixels, then the line between them."""
-    if index.size <= 8:
-        return [index.ravel()]
-    if len(index) < index.shape[1]:
-        index = index.T
-    middle = len(index) // 2
-    return [*_dissect(index[:middle]), *_dissect(index[middle + 1 :]), index[middle]]
+def adversarial(
+    model,
+    x,
+    targets,
+    *,
+    confidence: float = 0.95,
+    steps: int = 100,
+    step_size: float = 0.1,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """The point without a GAN: a small change of `x` that `model` takes for the target class.
+
+    From x, projected gradient descent on the cross-entropy of the target class, in steps of equal
+    Euclidean length clipped to [0, 1], until its probability reaches `confidence`. Then
+    the segment back to x is bisected for the least change along it that still does.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Maps (B, C, H, W) to logits (B, K); in evaluation mode. It is used where it lives, is not
+        changed and gets no gradients.
+    x : (n, C, H, W) floating array or tensor in [0, 1]
+    targets : (n,) ints
+    confidence : float
+        Softmax probability of the target class, in (0, 1).
+    steps : int
+        Most steps; an image that has not reached `confidence` by then returns its last point.
+    step_size : float
+        Euclidean length of a step, before clipping. Small steps stay near x.
+    batch_size : int
+        Images per call of the model; they do not affect each other.
+
+    Returns
+    -------
+    (n, C, H, W) array of the dtype of `x`
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, a target is no output of the model, or dropout or
+        batch norm is in training mode.
+
+    Notes
+    -----
+    Madry, Makelov, Schmidt, Tsipras and Vladu, *Towards Deep Learning Models Resistant to
+    Adversarial Attacks*, ICLR 2018, arXiv 1706.06083, with a target and normalised steps.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be a probability in (0, 1), got {confidence}")
+    if not 0 < step_size < math.inf:
+        raise ValueError(f"step_size must be a positive length, got {step_size}")
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    x = _batch(x)
+    task = Task(model, x.copy(), _classes("targets", targets, len(x)), log_probability=True)
+    found, goal = np.empty_like(x), math.log(confidence)
+    for _, rows, _ in task.batches(1, batch_size):
+        far, reached = _descend(task, rows, goal, steps, step_size)
+        found[rows] = _retreat(task, rows, far, reached, goal).cpu().numpy()
+    return found
 
 
-def _images(x) -> np.ndarray:
-    x = _floating(x)
+def _descend(task: Task, rows, goal: float, steps: int, step_size: float):
+    """Last points of the descent from inputs `rows` (b,), and whether they reach `goal`, (b,)."""
+    points, active = task.x[rows], np.arange(len(rows))
+    for step in range(steps + 1):
+        here = points[active].requires_grad_()
+        with torch.enable_grad():
+            value = task.scalar_of(rows[active])(here)
+            (slope,) = torch.autograd.grad(value.sum(), here)
+        short = (value < goal).cpu().numpy()
+        active, here, slope = active[short], here.detach()[short], slope[short]
+        if step == steps or not len(active):
+            break
+        tiny = torch.finfo(slope.dtype).tiny  # no gradient, no step
+        move = torch.nn.functional.normalize(slope.flatten(1), eps=tiny).view_as(slope)
+        points[active] = (here + step_size * move).clamp(0, 1)
+    return points, ~np.isin(np.arange(len(rows)), active)
+
+
+@torch.no_grad()
+def _retreat(task: Task, rows, far, reached, goal: float) -> torch.Tensor:
+    """Nearest points to inputs `rows` on the segments to `far` that still reach `goal`."""
+    x, best = task.x[rows], far.clone()
+    reached = torch.from_numpy(reached).to(x.device)
+    low, high = (torch.full((len(rows),), share).to(x) for share in (0.0, 1.0))
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        points = torch.lerp(x, far, task.per_row(share)).clamp(0, 1)
+        enough = reached & (task.scalar_of(rows)(points) >= goal)
+        low, high = torch.where(enough, low, share), torch.where(enough, share, high)
+        best = torch.where(task.per_row(enough), points, best)
+    return best
+
+
+def _predicted(classifier, images) -> np.ndarray:
+    """Class of the largest output for each image, (N,)."""
+    forward = runtime.forward(classifier, images[0])
+    classes = []
+    for start in range(0, len(images), forward.batch_size):
+        batch = forward.cast(images[start : start + forward.batch_size].copy())
+        out = forward(torch.from_numpy(batch).to(forward.device))
+        if out.ndim != 2 or len(out) != len(batch):
+            raise ValueError(
+                f"accepted_by must return (batch, classes), got {out.shape} for {len(batch)} images"
+            )
+        classes.append(out.argmax(1))
+    return np.concatenate(classes)
+
+
+def _blocks(rows, images) -> Iterator[np.ndarray]:
+    """`rows` in pieces small enough for a block of distances."""
+    size = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // images[0].size))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _doubles(images, rows) -> np.ndarray:
+    return images[rows].reshape(len(rows), -1).astype(np.float64)
+
+
+def _images(x, name: str = "x") -> np.ndarray:
+    x = _floating(x, name)
     if x.ndim not in (3, 4):
-        raise ValueError(f"x must be images (C, H, W) or (n, C, H, W), got shape {x.shape}")
+        raise ValueError(f"{name} must be images (C, H, W) or (n, C, H, W), got shape {x.shape}")
     if x.size and not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError(f"x must be in natural units [0, 1], got [{x.min()}, {x.max()}]")
+        raise ValueError(f"{name} must be in natural units [0, 1], got [{x.min()}, {x.max()}]")
     return x
 
 
-def _floating(x) -> np.ndarray:
+def _floating(x, name: str = "x") -> np.ndarray:
     x = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
     if x.dtype.kind != "f":
-        raise ValueError(f"x must be floating, got {x.dtype}; divide uint8 images by 255")
+        raise ValueError(f"{name} must be floating, got {x.dtype}; divide uint8 images by 255")
     return x
 
 
@@ -218,3 +385,34 @@ def _rng(seed: int, image) -> np.random.Generator:
     """Generator of one image: another image draws independently, whatever came before it."""
     content = np.ascontiguousarray(image, dtype=np.float32)
     return np.random.default_rng([seed, zlib.crc32(content)])
+
+
+def _batch(x, name: str = "x") -> np.ndarray:
+    x = _images(x, name)
+    if x.ndim != 4 or not len(x):
+        raise ValueError(f"{name} must be a batch of images (n, C, H, W), got shape {x.shape}")
+    return x
+
+
+def _classes(name: str, values, n: int) -> np.ndarray:
+    values = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.shape != (n,) or values.dtype.kind not in "iu" or values.min() < 0:
+        raise ValueError(f"{name} must hold {n} classes >= 0: {values.dtype} {values.shape}")
+    return values
+
+
+def _samples(images, labels) -> tuple[np.ndarray, np.ndarray]:
+    images = _batch(images, "images")
+    return images, _classes("labels", labels, len(images))
+
+
+def _queries(x, targets, shape, known) -> tuple[np.ndarray, np.ndarray]:
+    """Checked images of the `shape` of the samples and targets among the `known` classes."""
+    x = _batch(x)
+    if x.shape[1:] != shape:
+        raise ValueError(f"x must have the shape of the samples, {shape}, got {x.shape[1:]}")
+    targets = _classes("targets", targets, len(x))
+    missing = sorted(set(targets.tolist()) - set(known))
+    if missing:
+        raise ValueError(f"targets must be classes with samples, {sorted(known)}: {missing}")
+    return x, targets

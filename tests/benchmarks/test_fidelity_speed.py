@@ -5,7 +5,7 @@ import pytest
 import torch
 from timing import seconds
 
-from xaiutils import attribution, fidelity, runtime
+from xaiutils import attribution, explained, fidelity, runtime
 from xaiutils.classifiers import imagenet
 
 pytestmark = pytest.mark.benchmark
@@ -79,7 +79,7 @@ def test_smoothgrad_adds_little_to_the_gradients(bench, over_bare, lite, samples
         torch.autograd.grad(lite(points)[:, 0].sum(), points)
 
     sizes, ratio = over_bare(
-        attribution._Task,
+        explained.Task,
         "gradients",
         forward_backward,
         lambda: attribution.smoothgrad(lite, x, target, n_samples=copies),
