@@ -35,7 +35,7 @@ class Trainer:
 
 
 def recipe(trainer, key="a" * 64, name="toy"):
-    return trained.Recipe(name, lambda: nn.Linear(2, 1), trainer, key, lambda: torch.ones(4, 2))
+    return trained.Recipe(name, lambda: nn.Linear(2, 1), trainer, key, lambda: (torch.ones(4, 2),))
 
 
 def load(trainer, key="a" * 64):
@@ -118,6 +118,82 @@ def test_failed_write_leaves_nothing(folders, monkeypatch):
     trainer = Trainer()
     load(trainer)
     assert trainer.calls == 1
+
+
+def test_seeded_draws_alike_and_gives_the_global_generator_back():
+    torch.manual_seed(1)
+    before, drawn = torch.get_rng_state(), []
+    for seed in (5, 5, 6):
+        with trained.seeded(seed):
+            drawn.append(nn.Linear(3, 3).weight)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    with pytest.raises(KeyError), trained.seeded(5):
+        torch.rand(3)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_round_to_half_is_in_place_and_to_the_nearest():
+    model = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3))
+    weight = model[0].weight
+    model[1].num_batches_tracked.fill_(2**20 + 1)
+    with torch.no_grad():
+        # Steps of half precision are 2^-10 just above 1, and 2^-24 just above 0.
+        weight.copy_(torch.tensor([[1 + 0.6 * 2**-10], [1 + 0.4 * 2**-10], [1.4 * 2**-24]]))
+        model[1].running_mean.fill_(-1 - 0.6 * 2**-10)
+    trained.round_to_half(model)
+    assert model[0].weight is weight
+    assert weight.dtype == torch.float32
+    assert weight.requires_grad
+    assert weight[:, 0].tolist() == [1 + 2**-10, 1, 2**-24]
+    assert (model[1].running_mean == -1 - 2**-10).all()
+    assert model[1].num_batches_tracked == 2**20 + 1
+
+
+HALF, SINGLE = torch.tensor([1.5, -0.25, 2.0**-24, 65504.0]), torch.tensor([1.5, 1 + 2.0**-12])
+LARGE, WHOLE = torch.tensor([1.5, 1e5]), torch.tensor([3, 2**20 + 1])
+
+
+def test_values_are_stored_in_half_precision_if_it_holds_them_exactly(folders):
+    """One tensor at a time, and they come back bit by bit as they were."""
+    stored = {"exact": HALF, "fine": SINGLE, "large": LARGE, "whole": WHOLE}
+    stored["turned"] = HALF.view(2, 2).T
+
+    def build():
+        model = nn.Module()
+        for name, value in stored.items():
+            model.register_buffer(name, torch.zeros_like(value))
+        return model
+
+    def train(model):
+        model.load_state_dict(stored)
+        return {}
+
+    trained.load_or_train("toy", build, train, key="a" * 64)
+    (file,) = folders[1].glob("*.safetensors")
+    with safe_open(file, "pt") as content:
+        dtypes = {name: content.get_tensor(name).dtype for name in stored}
+    single, half = torch.float32, torch.float16
+    assert dtypes == {
+        "exact": half,
+        "fine": single,
+        "large": single,
+        "whole": torch.int64,
+        "turned": half,
+    }
+    loaded = trained.load_or_train("toy", build, None, key="a" * 64).state_dict()
+    for name, value in stored.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value)
+
+
+@pytest.mark.parametrize("value", [HALF, SINGLE, LARGE, WHOLE], ids=["half", "1", "large", "int"])
+def test_compacting_changes_no_value(value):
+    compact = trained._compact(value)
+    assert compact.dtype == (torch.float16 if value is HALF else value.dtype)
+    assert torch.equal(compact.to(value.dtype), value)
 
 
 def truncated(file):

@@ -82,6 +82,44 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     return Estimate(value[()], low[()], high[()], len(np.unique(units)))
 
 
+def nested(
+    values, groups=None, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Estimate:
+    """Mean over rows with a bootstrap that draws groups first, then rows within each.
+
+    For images explained by several trainings: the interval holds the spread of the trainings and
+    that of the images. Few groups make it wide, as they should.
+
+    Parameters
+    ----------
+    values : (rows,) array
+    groups : (rows,) array, optional
+        The group of each row; by default all rows are of one, as in `mean`.
+
+    Returns
+    -------
+    Estimate
+        Of the mean of the groups' means; n is the number of rows. Of no rows: NaN, with n = 0.
+    """
+    values = np.asarray(values, float)
+    names = [None] if groups is None else np.unique(groups)
+    if groups is None or len(names) < 2 or not len(values):
+        return mean(values, level=level, draws=draws, seed=seed)
+    rng = np.random.default_rng(seed)
+    parts = [values[np.asarray(groups) == name] for name in names]
+    chosen = rng.integers(len(parts), size=(draws, len(parts)))
+    means = np.empty((draws, len(parts)))
+    for k, part in enumerate(parts):
+        # A group drawn twice brings a sample of its own each time.
+        times = int((chosen == k).sum())
+        counts = resamples(len(part), draws=max(times, 1), seed=int(rng.integers(2**63)))
+        means[chosen == k] = (counts @ part / len(part))[:times]
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
+    value = float(np.mean([part.mean() for part in parts]))
+    return Estimate(value, min(low, value), max(high, value), len(values))
+
+
 def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's score interval (low, high) in [0, 1] of a share.
 

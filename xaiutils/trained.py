@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import functools
 import hashlib
 import importlib
 import inspect
@@ -23,7 +24,7 @@ from xaiutils import assets
 COMMITTED = assets.DATA / "trained"
 # Each of these modules offers `recipes()`, the models of the default profile. They are named, not
 # imported: they stand on floors above this one.
-MODULES = ("xaiutils.classifiers.digits",)
+MODULES = ("xaiutils.classifiers.digits", "xaiutils.studies.ganmex_models")
 
 Build = Callable[[], nn.Module]
 Train = Callable[[nn.Module], dict[str, float]]
@@ -48,14 +49,14 @@ class Recipe:
     key : str
         From `key`, over everything that `build` and `train` depend on.
     probe : callable
-        ``probe() -> torch.Tensor``, inputs on which two trainings are compared.
+        ``probe() -> tuple of torch.Tensor``, inputs on which two trainings are compared.
     """
 
     name: str
     build: Build
     train: Train
     key: str
-    probe: Callable[[], Tensor]
+    probe: Callable[[], tuple[Tensor, ...]]
 
     def load(self) -> nn.Module:
         """`load_or_train` of this recipe."""
@@ -130,6 +131,22 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from the global generator, as layers do for initial weights, and give it back unused."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def round_to_half(model: nn.Module) -> None:
+    """Round the weights to what half precision can hold: half the file, the same answers."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.half())
+
+
 def retrain(recipe: Recipe) -> str:
     """Train a model from nothing into ``data/trained``, in place of the files of its name.
 
@@ -165,7 +182,7 @@ def _compare(recipe: Recipe, model: nn.Module, old: Path) -> str:
         return f"not comparable ({error})"
     inputs = recipe.probe()
     with torch.no_grad():
-        difference = (model.eval()(inputs) - committed.eval()(inputs)).abs().max()
+        difference = (model.eval()(*inputs) - committed.eval()(*inputs)).abs().max()
     measured = {k: v for k, v in facts.items() if k not in ("name", "key")}
     return f"{_listed(measured)}, outputs differ by at most {difference:.2g}"
 
@@ -174,6 +191,7 @@ def _listed(measured: dict[str, float]) -> str:
     return ", ".join(f"{what} {value:.4f}" for what, value in measured.items())
 
 
+@functools.cache
 def _source(part: Callable) -> str:
     tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
     for node in ast.walk(tree):
@@ -191,11 +209,18 @@ def _digest(state: dict[str, Tensor]) -> str:
 
 
 def _save(model: nn.Module, file: Path, **facts: object) -> None:
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {name: _compact(value) for name, value in model.state_dict().items()}
     # One entry, as safetensors writes several in random order: same weights, same bytes.
     metadata = {"trained": json.dumps(facts | {"weights": _digest(state)})}
     with assets.replacing(file) as temporary:
         temporary.write_bytes(serialized(state, metadata))
+
+
+def _compact(value: Tensor) -> Tensor:
+    """`value` in half precision if that holds it exactly."""
+    value = value.cpu().contiguous()
+    half = value.half() if value.is_floating_point() else value
+    return half if torch.equal(half.to(value.dtype), value) else value
 
 
 def _load(model: nn.Module, file: Path) -> dict[str, object]:

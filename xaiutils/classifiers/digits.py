@@ -143,7 +143,7 @@ def _recipe(seed: int, *, masked: bool = False) -> trained.Recipe:
         build=lambda: _build(seed),
         train=train,
         key=trained.key(*parts, settings | {"mnist": assets.hashes()["mnist.pkl.gz"]}),
-        probe=lambda: datasets.mnist().test_images[:1000],
+        probe=lambda: (datasets.mnist().test_images[:1000],),
     )
 
 

@@ -1,0 +1,209 @@
+"""One-vs-one maps of a case by several methods and baselines, and the tests put to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xaiutils import attribution, ganmex, one_vs_one, sanity
+from xaiutils.studies import ganmex_models as models
+from xaiutils.studies.ganmex_cases import Case, Exact, changed, logits
+
+METHODS = ("IG", "DeepLIFT", "occlusion")
+STEPS = 50  # intervals of integrated gradients
+
+
+def explain(
+    case: Case, baseline, method: str, *, model: torch.nn.Module | None = None, one_vs_one=True
+) -> np.ndarray:
+    """Maps (n, C, H, W) of the logit difference source - target, or of the source's logit alone.
+
+    With one baseline DeepSHAP is DeepLIFT. Occlusion hides a pixel in all channels; its value is
+    shared out among them equally.
+    """
+    model = case.model if model is None else model
+    against = case.target if one_vs_one else None
+    x, source = case.images, case.source
+    if method == "IG":
+        return attribution.integrated_gradients(
+            model, x, baseline, source, against=against, steps=STEPS, batch_size=256
+        )
+    if method == "DeepLIFT":
+        return attribution.deeplift(model, x, baseline, source, against=against, batch_size=256)
+    if method == "occlusion":
+        maps = attribution.occlusion(model, x, source, patch=1, baseline=baseline, against=against)
+        return np.repeat(maps[:, None] / x.shape[1], x.shape[1], axis=1)
+    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+
+
+def expected(case: Case, n_samples: int, *, of_target: bool, seed: int = 0) -> np.ndarray:
+    """Expected gradients over training images, all of them or those of the target class."""
+    problem = case.problem
+    labels = problem.train_labels.numpy()
+    candidates = [np.flatnonzero(labels == k) for k in case.target] if of_target else None
+    return attribution.expected_gradients(
+        case.model,
+        case.images,
+        problem.train_images,
+        case.source,
+        against=case.target,
+        candidates=candidates,
+        n_samples=n_samples,
+        seed=seed,
+        batch_size=256,
+    )
+
+
+def explain_all(
+    case: Case, baselines: Mapping[str, np.ndarray], methods: Sequence[str] = METHODS
+) -> dict[tuple[str, str], np.ndarray]:
+    """Maps by (method, baseline); under the method "|x - b|" a map that asks no classifier."""
+    maps = {(m, name): explain(case, b, m) for m in methods for name, b in baselines.items()}
+    return maps | {("|x - b|", name): np.abs(case.images - b) for name, b in baselines.items()}
+
+
+def completeness(case: Case, baseline, maps) -> np.ndarray:
+    """Error of the sum of each map, relative to F(x) - F(b), (n,)."""
+    each = np.arange(len(maps))
+    x, b = logits(case.model, case.images), logits(case.model, baseline)
+    wanted = (x - b)[each, case.source] - (x - b)[each, case.target]
+    return np.abs(maps.sum((1, 2, 3)) - wanted) / np.abs(wanted)
+
+
+def removal(
+    case: Case, maps: Mapping, fillers: Mapping[str, np.ndarray], *, share=0.3, seed=0
+) -> pd.DataFrame:
+    """Rows (ranking, filler, image): AOPC in logits, and as a share of what replacing all does.
+
+    `maps` have one entry a ranking, (n, C, H, W) or (n, H, W).
+    """
+    scores = {name: m.sum(1) if m.ndim == 4 else m for name, m in maps.items()}
+    tables = []
+    for filler, images in fillers.items():
+        found = one_vs_one.removal(
+            case.model, case.images, case.source, case.target, scores, images,
+            share=share, seed=seed,
+        )  # fmt: skip
+        for name, result in found.items():
+            columns = {
+                "ranking": name,
+                "filler": filler,
+                "image": np.arange(len(case.images)),
+                "aopc": result.aopc(),
+                "full": result.full,
+                "to_target": result.to_target.mean(1),
+            }
+            tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def conversion(case: Case, maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """DeepLIFT's digit task: rows (baseline, image), columns drop, converted, blanked, pair."""
+    scores = {name: m.sum(1) for name, m in maps.items()}
+    found = one_vs_one.conversion(case.model, case.images, case.source, case.target, scores)
+    pair = [f"{a} to {b}" for a, b in zip(case.source, case.target, strict=True)]
+    return pd.concat(
+        pd.DataFrame(
+            {"baseline": name, "pair": pair, "image": np.arange(len(pair)), "drop": r.drop,
+             "converted": r.converted, "blanked": r.blanked}
+        )
+        for name, r in found.items()
+    )  # fmt: skip
+
+
+def localisation(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd.DataFrame:
+    """Rows (method, baseline, image): how much of a map lies where it should.
+
+    Columns: "in box", the share in the digit's box (scenes), "in region", the share where the
+    factor that differs lives, its "log inverse" (log of outside over inside); "in mask", "auc"
+    and "ap": share, and ranking quality, of the elements that the exact counterfactual changes.
+    """
+    rows = []
+    for (method, baseline), m in maps.items():
+        quality = sanity.ranking_quality(m, truth.mask)
+        columns = {
+            "method": method,
+            "baseline": baseline,
+            "image": np.arange(len(m)),
+            "is_object": truth.is_object,
+            "in mask": sanity.localisation(m, truth.mask),
+            "auc": quality.auc,
+            "ap": quality.average_precision,
+        }
+        if truth.box is not None:
+            inside = sanity.localisation(m, truth.box)
+            region = np.where(truth.is_object, inside, 1 - inside)
+            columns |= {"in box": inside, "in region": region}
+            columns["log inverse"] = np.log(np.clip(1 - region, 1e-6, 1) / np.clip(region, 1e-6, 1))
+        rows.append(pd.DataFrame(columns))
+    return pd.concat(rows, ignore_index=True)
+
+
+def cascade(
+    case: Case, baselines: Mapping[str, np.ndarray], *, seed: int = 0, retrained: bool = False
+) -> pd.DataFrame:
+    """Similarity of integrated gradients to those of the model with randomised layers.
+
+    Rows (baseline, layers, image) with columns signed, absolute, within (the pixels that the
+    baseline changes visibly) and ssim. `retrained` adds GANMEX's baselines made against each
+    randomised classifier (for the case's problem and size they must be among the trainings).
+    """
+    original = {name: explain(case, b, "IG") for name, b in baselines.items()}
+    rows = []
+    for k, (_, model) in enumerate(sanity.cascade(case.model, seed=seed)):
+        fresh = dict(baselines)
+        if retrained:
+            run = case.run._replace(variant=f"randomised {k}" if k else "GANMEX")
+            made = ganmex.Baseline(models.load(run))(case.images, case.target)
+            fresh["GANMEX, retrained"] = made
+        for name, b in fresh.items():
+            before = original["GANMEX" if name.endswith("retrained") else name]
+            after = explain(case, b, "IG", model=model)
+            support = changed(case.images, b)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "baseline": name,
+                        "layers": k,
+                        "image": np.arange(len(b)),
+                        "signed": sanity.similarity(before, after, "signed"),
+                        "absolute": sanity.similarity(before, after, "absolute"),
+                        "within": sanity.similarity(before, after, "within", support),
+                        "ssim": sanity.similarity(before, after, "ssim"),
+                    }
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def agreement(maps: Mapping[tuple[str, str], np.ndarray], case: Case, baselines) -> pd.DataFrame:
+    """Pearson correlation of IG with DeepSHAP per image, over all pixels and within the support."""
+    rows = []
+    for name, b in baselines.items():
+        pair = maps["IG", name], maps["DeepLIFT", name]
+        rows.append(
+            pd.DataFrame(
+                {
+                    "baseline": name,
+                    "image": np.arange(len(b)),
+                    "all": sanity.similarity(*pair, "pearson"),
+                    "support": sanity.similarity(*pair, "pearson", changed(case.images, b)),
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def mask_test(case: Case, maps: Mapping[tuple[str, str], np.ndarray], baselines) -> pd.DataFrame:
+    """Rows (method, baseline, image): the smallest part of b that, shown in x, flips the class."""
+    rows = []
+    for (method, name), m in maps.items():
+        found = one_vs_one.mask_test(
+            case.model, case.images, baselines[name], case.target, np.abs(m).sum(1)
+        )
+        columns = {"flip size": found.flip_size, "score": found.score, "size": found.size}
+        rows.append(pd.DataFrame({"method": method, "baseline": name} | columns))
+    return pd.concat(rows, ignore_index=True)

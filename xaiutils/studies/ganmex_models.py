@@ -1,0 +1,174 @@
+"""The generators of notebook 04: which are trained, on what, with which weights of the losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+
+from xaiutils import assets, ganmex, problems, runtime, sanity, trained
+from xaiutils.classifiers import small
+
+MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pixels
+# Pixels of the trainings that are repeated; digits can be told on fewer than scenes.
+REPEATED = {"digits": 16, "coloured digits": 16, "scenes": 32}
+JUDGES = ("pooling", "residual")  # families other than those of the explained classifiers
+SEEDS = (0, 1, 2)  # each of a classifier and of a generator trained against it
+
+# Differences from `ganmex.Settings`, by name of the variant. The first is the method itself.
+VARIANTS = {
+    "GANMEX": {},
+    "100 iterations": {"iterations": 100},
+    "no similarity": {"similarity": 0.0},
+    "no cycle": {"cycle": 0.0},
+    "no critic": {"critic": 0.0},
+    "own head": {"own_head": True},
+    "StarGAN": {"own_head": True, "classifier": 1.0, "similarity": 0.0},
+    "weights 1, 2, 1": {"classifier": 1.0, "similarity": 2.0, "cycle": 1.0},
+}
+# Shorter trainings of the main generators: how many iterations does it take?
+SHORTER = {"digits": (100, 300, 1000), "scenes": (100, 300, 1000)}
+# Weights of classifier and similarity around the authors' 100 and 20.
+GRID = [(c, s) for c in (10.0, 100.0, 1000.0) for s in (20.0, 100.0)]
+
+# The authors' networks; iterations are those of the checkpoint they show of MNIST.
+PAPER = {"iterations": 50_000, "per_class": 6, "learning_rate": 1e-4, "width": 64, "blocks": 6}
+PAPER |= {"ends": 7, "critic_width": 64}
+
+
+class Run(NamedTuple):
+    """One training: a problem, the side of its images in pixels, a variant and a seed.
+
+    At the scale "paper" the networks are the authors', trained for 50,000 iterations: hours on a
+    GPU, which is used if there is one. "laptop" trains on one core of a CPU.
+    """
+
+    problem: str
+    size: int
+    variant: str = "GANMEX"
+    seed: int = 0
+    scale: str = "laptop"
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        words = f"gan {self.problem} {self.size} {self.variant} {self.seed}".lower()
+        return "-".join(words.replace(",", "").split()) + self.scale.removeprefix("laptop")
+
+
+def runs() -> list[Run]:
+    """All trainings of the default profile."""
+    chosen = [Run(*main) for main in MAIN.items()] + [Run("one scene", 32)]
+    chosen += [Run(name, MAIN[name], f"{n} iterations") for name in SHORTER for n in SHORTER[name]]
+    chosen += [Run(*pair, seed=seed) for pair in REPEATED.items() for seed in SEEDS]
+    chosen += [Run(*pair, "100 iterations", s) for pair in REPEATED.items() for s in SEEDS]
+    for variant in ("no similarity", "no critic", "own head"):
+        chosen += [Run("digits", 16, variant, seed) for seed in SEEDS]
+        chosen += [Run(name, REPEATED[name], variant) for name in ("coloured digits", "scenes")]
+    chosen += [Run("digits", 16, variant) for variant in ("StarGAN", "no cycle")]
+    chosen += [Run(name, REPEATED[name], "weights 1, 2, 1") for name in ("digits", "scenes")]
+    chosen += [Run("digits", 16, _weights(*pair)) for pair in GRID if pair != (100.0, 20.0)]
+    chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
+    return list(dict.fromkeys(chosen))
+
+
+def load(run: Run) -> ganmex.Generator:
+    """A trained generator; one that was never used is trained first (minutes)."""
+    return recipe(run).load()
+
+
+def classifier(run: Run) -> torch.nn.Module:
+    """The classifier inside the training of `run`, with the same seed.
+
+    "randomised k" is trained against one whose k layers nearest to the logits are random.
+    """
+    model = small.load(run.problem, run.size, small.explained(run.problem), run.seed)
+    if run.variant.startswith("randomised"):
+        model = list(sanity.cascade(model, seed=run.seed))[int(run.variant.split()[1])][1]
+    return model
+
+
+def settings(run: Run) -> ganmex.Settings:
+    """Width, length and weights of a training."""
+    batch = {"colours": 10, "scenes": 8, "one scene": 16}.get(run.problem, 3)
+    chosen = {"per_class": batch}
+    if run.scale == "paper":
+        chosen |= PAPER
+    elif run.size == 16:
+        chosen |= {"iterations": 1500, "width": 12, "blocks": 2}
+    return ganmex.Settings(**chosen | _variant(run.variant))
+
+
+def recipe(run: Run) -> trained.Recipe:
+    """How `load` makes its generator."""
+    chosen = settings(run)
+
+    def data() -> problems.Problem:
+        return problems.load(run.problem, run.size)
+
+    def build() -> torch.nn.Module:
+        problem = data()
+        with trained.seeded(run.seed):
+            return ganmex.generator(problem.test_images.shape[1], len(problem.classes), chosen)
+
+    def train(model: torch.nn.Module) -> dict[str, float]:
+        problem, judge = data(), classifier(run)
+        if run.scale == "paper":
+            judge = judge.to(runtime.pick_device())
+        checkpoint = assets.cache_folder() / "trained" / f"{run.name}-{key[:12]}.checkpoint"
+        made = ganmex.train(
+            judge,
+            problem.train_images,
+            problem.train_labels,
+            chosen,
+            seed=run.seed,
+            checkpoint=checkpoint,
+        )
+        model.load_state_dict(made.cpu().state_dict())
+        trained.round_to_half(model)
+        x = problem.test_images[:500]
+        wanted = torch.arange(len(x)) % len(problem.classes)
+        made = torch.from_numpy(ganmex.Baseline(model.eval())(x, wanted))
+        with torch.no_grad():
+            flips = (judge.cpu()(made).argmax(1) == wanted).float().mean().item()
+        return {"flips": flips, "distance": (x - made).abs().mean().item()}
+
+    family = small.explained(run.problem)
+    key = trained.key(
+        *(ganmex.Generator, ganmex.Critic, ganmex.critic_losses, ganmex.generator_losses),
+        *(ganmex.Batches, ganmex.Training, ganmex.generator, ganmex._Residual, ganmex._normed),
+        small.recipe(run.problem, run.size, family, run.seed).key,
+        dataclasses.asdict(chosen) | run._asdict(),
+    )
+
+    def probe() -> tuple[torch.Tensor, torch.Tensor]:
+        return data().test_images[:50], torch.zeros(50, dtype=torch.int64)
+
+    return trained.Recipe(run.name, build, train, key, probe)
+
+
+def recipes() -> list[trained.Recipe]:
+    """Classifiers and generators whose weights are committed."""
+    nets = [(*pair, small.explained(pair[0]), 0) for pair in MAIN.items()]
+    nets += [(*pair, small.explained(pair[0]), 1) for pair in MAIN.items()]
+    nets += [(*pair, small.explained(pair[0]), seed) for pair in REPEATED.items() for seed in SEEDS]
+    nets += [("one scene", 32, small.explained("one scene"), seed) for seed in (0, 1)]
+    sizes = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
+    nets += [(*pair, judge, 0) for pair in sizes for judge in JUDGES]
+    nets += [("colours", 16, "pooling", 0)]
+    nets = dict.fromkeys(nets)
+    return [small.recipe(*net) for net in nets] + [recipe(run) for run in runs()]
+
+
+def _weights(classifier: float, similarity: float) -> str:
+    return f"classifier {classifier:g}, similarity {similarity:g}"
+
+
+def _variant(name: str) -> dict:
+    grid = {_weights(c, s): {"classifier": c, "similarity": s} for c, s in GRID}
+    if name.endswith(" iterations"):
+        return {"iterations": int(name.split()[0])}
+    if name.startswith("randomised"):
+        return {}
+    return (VARIANTS | grid)[name]

@@ -1,0 +1,378 @@
+"""Drawings of notebook 04.
+
+Tables of estimates have columns value, low, high and n, as `ganmex_quality.summary` makes them;
+further columns are named with each function. Rows without a value (NaN) are left out.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from xaiutils.figures import STYLES, WIDE, dots, signed_limits
+from xaiutils.studies.lime_limit_plots import picture
+
+# Blue speaks for the source class, as in the paper's figures; other notebooks have it red.
+FOR_SOURCE = "RdBu"
+_CHARACTER = 0.06  # inches, a letter of 7 points with some air
+# Yellow is too faint here; crosses look the same hollow.
+_MARKS = [
+    {**style, "fillstyle": fill}
+    for fill, count in (("full", 7), ("none", 5), ("left", 5))
+    for style in STYLES[:count]
+]
+_WORDS = {
+    "flips": "share taken for the target",
+    "transfer": "transfer: judges that say target",
+    "L1": "L1: mean |x - b|",
+    "to nearest": "L2 to nearest training image of target",
+    "to exact": "mean difference to the exact image",
+    "other kept": "share with the other factor kept",
+    "in box": "share of |map| in the digit's box",
+    "in region": "share of |map| where the factor lives",
+    "log inverse": "log of |map| outside / inside",
+    "in mask": "share of |map| on what truly changes",
+    "signed": "rank correlation, signed",
+    "absolute": "rank correlation, absolute",
+    "within": "rank correlation within support",
+    "ssim": "SSIM",
+    "drop": "drop of the logit difference",
+    "converted": "share converted to the target",
+}
+
+
+def _words(quantity: str, inches: float) -> str:
+    return textwrap.fill(_WORDS.get(quantity, quantity), max(8, int(inches / _CHARACTER)))
+
+
+def _names(table: pd.DataFrame, column: str) -> list:
+    return list(dict.fromkeys(table[column]))
+
+
+def _of(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Known rows of one quantity."""
+    rows = table[(table["quantity"] == quantity) & table["value"].notna()]
+    if rows.empty:
+        known = _names(table, "quantity")
+        raise ValueError(f"quantity {quantity!r} has no value in the table, which has {known}")
+    return rows
+
+
+def _n(table: pd.DataFrame) -> str:
+    low, high = int(table["n"].min()), int(table["n"].max())
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def _dodge(index: int, count: int, width: float = 0.7) -> float:
+    """Shift of one of `count` marks that share a place, places being 1 apart."""
+    return min(0.2, width / count) * (index - (count - 1) / 2)
+
+
+def _marks(ax, table: pd.DataFrame, row: str, rows: Sequence[str], mark: str, marks: Mapping):
+    """Dots with intervals: names of column `row` down the side, `marks` (to label) of `mark`."""
+    for index, (name, label) in enumerate(marks.items()):
+        part = table[(table[mark] == name) & table[row].isin(rows)]
+        y = [rows.index(value) + _dodge(index, len(marks)) for value in part[row]]
+        dots(ax, part, y, label=label, **_MARKS[index] | {"linestyle": ""})
+    ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+
+
+def _bars(ax, x, rows: pd.DataFrame, index: int, label: str, **options):
+    """Values with vertical intervals."""
+    error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+    ax.errorbar(x, rows["value"], error, capsize=2, label=label, **_MARKS[index] | options)
+
+
+def _legend(fig, axes, *, most: int, more: Sequence[Line2D] = (), **options):
+    """One legend below, of what occurs in any panel, in even rows of at most `most`."""
+    found = {}
+    for ax in np.ravel(axes):
+        found |= {label: h for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    found |= {line.get_label(): line for line in more}
+    columns = -(-len(found) // -(-len(found) // most))
+    fig.legend(found.values(), found, loc="outside lower center", ncols=columns, **options)
+
+
+def _panels(count: int, height: float, **options):
+    return plt.subplots(1, count, figsize=(WIDE, height), squeeze=False, **options)
+
+
+def _tiles(labels: Sequence[str], names: Sequence[str], *, head=0.0, foot=0.0, gaps=()):
+    """A figure, laid out in inches, with square axes (rows, columns) between labels and names.
+
+    `head` and `foot` are left free at the edges, and some space before the columns `gaps`.
+    """
+    left = 0.1 + _CHARACTER * max(len(line) for label in labels for line in label.split("\n"))
+    side = min(0.9, (WIDE - left - 0.05 - 0.1 * len(gaps)) / len(names))
+    width = left + side * len(names) + 0.1 * len(gaps) + 0.05
+    names = [textwrap.fill(n, int(side / _CHARACTER), break_long_words=False) for n in names]
+    top = head + 0.06 + 0.12 * max(name.count("\n") + 1 for name in names)
+    height = top + side * len(labels) + foot + 0.05
+    fig = plt.figure(figsize=(width, height), layout="none")
+    axes = np.empty((len(labels), len(names)), object)
+    for r, c in np.ndindex(*axes.shape):
+        x = left + side * c + 0.1 * sum(c >= g for g in gaps)
+        y = foot + 0.05 + side * (len(labels) - 1 - r)
+        box = np.array([x, y, 0.93 * side, 0.93 * side]) / [width, height, width, height]
+        axes[r, c] = fig.add_axes(tuple(box), xticks=[], yticks=[])
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center", labelpad=4)
+    for ax, name in zip(axes[0], names, strict=True):
+        ax.annotate(name, (0.5, 1.03), xycoords="axes fraction", ha="center", fontsize=7)
+    return fig, axes
+
+
+def _show(ax, image):
+    """An image (C, H, W) in its own colours, or a map (H, W) in signed ones."""
+    if image.ndim == 2:
+        low, high = signed_limits(image)
+        picture(ax, image, "", cmap=FOR_SOURCE, vmin=low, vmax=high)
+    elif len(image) == 1:
+        picture(ax, image[0], "", cmap="gray", vmin=0, vmax=1)
+    else:
+        picture(ax, image.transpose(1, 2, 0), "")
+    ax.spines[:].set(visible=True, color="0.75", linewidth=0.5)
+
+
+def examples(columns: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """One mapping of pictures (C, H, W) per example, from arrays (n, C, H, W) by name."""
+    return [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+
+
+def images(rows: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str]):
+    """Pictures of examples, one row each.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Pictures (C, H, W) in [0, 1] by the name of their column, see `examples`; sides and
+        channels may differ from row to row. A cell without a picture shows "-".
+    labels : sequence of str
+        One per row, such as "0 to 6".
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fig, axes = _tiles(labels, names)
+    for line, row in zip(axes, rows, strict=True):
+        for ax, name in zip(line, names, strict=True):
+            if name in row:
+                _show(ax, row[name])
+            else:
+                ax.text(0.5, 0.5, "-", ha="center", va="center", transform=ax.transAxes)
+                ax.spines[:].set_visible(False)
+    return fig
+
+
+def saliency(x, baselines: Mapping[str, np.ndarray], maps: Mapping, labels: Sequence[str]):
+    """Images, baselines and maps, one row per example.
+
+    Parameters
+    ----------
+    x : (n, C, H, W) array in [0, 1]
+    baselines : mapping of str to (n, C, H, W) arrays
+    maps : mapping of (method, baseline) to (n, C, H, W) arrays
+        Summed over channels; those of one method stand together, in the order given.
+    labels : sequence of n str
+    """
+    methods = list(dict.fromkeys(method for method, _ in maps))
+    pairs = [pair for method in methods for pair in maps if pair[0] == method]
+    first = 1 + len(baselines)
+    starts = [first + [m for m, _ in pairs].index(method) for method in methods]
+    names = ["x", *baselines, *(name for _, name in pairs)]
+    shown = [x, *baselines.values(), *(np.sum(maps[pair], axis=1) for pair in pairs)]
+    fig, axes = _tiles(labels, names, head=0.22, foot=0.2, gaps=[1, *starts])
+    for column, pictures in zip(axes.T, shown, strict=True):
+        for ax, image in zip(column, pictures, strict=True):
+            _show(ax, image)
+    height = fig.get_figheight()
+    for method, start, stop in zip(methods, starts, [*starts[1:], axes.shape[1]], strict=True):
+        left, right = axes[0, start].get_position().x0, axes[0, stop - 1].get_position().x1
+        fig.text((left + right) / 2, 1 - 0.04 / height, method, ha="center", va="top", fontsize=8)
+        rule = 1 - 0.19 / height
+        fig.add_artist(Line2D([left, right], [rule, rule], color="0.3", linewidth=0.7))
+    fig.text(0.5, 0.05 / height, "each map on its own scale, symmetric about zero; "
+             "blue speaks for the source class, red for the target",
+             ha="center", va="bottom", fontsize=7)  # fmt: skip
+    return fig
+
+
+def quality(
+    tables: Mapping[str, pd.DataFrame], baselines: Sequence[str], quantities: Sequence[str]
+):
+    """Qualities (panels) of baselines (rows), by problem (marks); columns baseline, quantity."""
+    fig, axes = _panels(len(quantities), 0.9 + 0.3 * len(baselines), sharey=True)
+    table = pd.concat(part.assign(problem=problem) for problem, part in tables.items())
+    found = [_of(table[table["baseline"].isin(baselines)], quantity) for quantity in quantities]
+    drawn = pd.concat(found).groupby("problem", sort=False)
+    problems = {name: f"{name} ({_n(rows)})" for name, rows in drawn}
+    for ax, quantity, rows in zip(axes[0], quantities, found, strict=True):
+        _marks(ax, rows, "baseline", baselines, "problem", problems)
+        ax.set_xlabel(_words(quantity, (WIDE - 1) / len(quantities) - 0.1), fontsize=7)
+    _legend(fig, axes, most=3)
+    return fig
+
+
+def curve(table: pd.DataFrame, reference: pd.DataFrame):
+    """Qualities against the iterations of training; columns problem, iterations, quantity.
+
+    `reference`, with columns problem, quantity and value, is MDTS, which needs no training.
+    """
+    quantities, problems = _names(table, "quantity"), _names(table, "problem")
+    fig, axes = _panels(len(quantities), 2.7)
+    levels = reference.set_index(["problem", "quantity"])["value"]
+    for ax, quantity in zip(axes[0], quantities, strict=True):
+        rows = _of(table, quantity)
+        known = sorted(set(rows["iterations"]))
+        for index, problem in enumerate(problems):
+            part = rows[rows["problem"] == problem].sort_values("iterations")
+            label = f"{problem} ({_n(table[table['problem'] == problem])})"
+            _bars(ax, part["iterations"], part, index, label, linestyle="-")
+            dashed = _MARKS[index] | {"linestyle": "--", "fillstyle": "none"}
+            ax.plot(known, [levels[problem, quantity]] * len(known), markevery=[0, -1], **dashed)
+        ax.set(xscale="log", xlabel="iterations of training", ylabel=_words(quantity, 2.2))
+        ax.xaxis.set_major_locator(FixedLocator(known))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    mdts = Line2D([], [], color="0.3", linestyle="--", label="MDTS, hollow marks")
+    _legend(fig, axes, most=4, more=[mdts], handlelength=3)
+    return fig
+
+
+def _heat(ax, table: pd.DataFrame, row: str, column: str, rows: Sequence, columns: Sequence):
+    """Heat map of values at (row, column), with value and interval written in each cell."""
+    cells = table.set_index([row, column])
+    values = cells["value"].unstack().reindex(index=rows, columns=columns)
+    drawn = ax.imshow(values, cmap="viridis", aspect="auto")
+    largest = np.nanmax(np.abs(values))
+    digits = 1 if largest >= 10 else 2 if largest >= 0.3 else 3
+    for cell in cells[["value", "low", "high"]].itertuples():
+        # Adding zero rids a rounded number of the sign of -0.
+        numbers = (f"{round(v, digits) + 0:.{digits}f}" for v in cell[1:4])
+        ax.text(columns.index(cell.Index[1]), rows.index(cell.Index[0]),
+                "{}\n[{}, {}]".format(*numbers), ha="center", va="center", fontsize=7,
+                color="white" if drawn.norm(cell.value) < 0.6 else "black")  # fmt: skip
+    ax.set(xticks=range(len(columns)), xticklabels=columns,
+           yticks=range(len(rows)), yticklabels=rows)  # fmt: skip
+    ax.grid(False)
+
+
+def matrix(
+    table: pd.DataFrame, rankings: Sequence[str], fillers: Sequence[str], *, what: str = "AOPC"
+):
+    """A mean by ranking (rows) and filler; where these have one name, the cell is framed.
+
+    Columns ranking, filler. `what` names the mean in the title.
+    """
+    table = table[table["ranking"].isin(rankings) & table["filler"].isin(fillers)]
+    table = table.dropna(subset="value")
+    fig, ax = plt.subplots(figsize=(WIDE, 0.9 + 0.36 * len(rankings)))
+    _heat(ax, table, "ranking", "filler", rankings, fillers)
+    for name in set(rankings) & set(fillers):
+        corner = fillers.index(name) - 0.47, rankings.index(name) - 0.45
+        ax.add_patch(plt.Rectangle(corner, 0.94, 0.9, fill=False, color="#D55E00", linewidth=2))
+    ax.set(xlabel="filler of the removed pixels (framed: the ranking's own baseline)",
+           ylabel="ranking", title=f"{what} [95 % interval], {_n(table)}")  # fmt: skip
+    return fig
+
+
+def shares(
+    table: pd.DataFrame,
+    methods: Sequence[str],
+    baselines: Sequence[str],
+    quantity: str,
+    *,
+    chance: float | Mapping[str, float] | None = None,
+):
+    """One quantity by method (rows) and baseline (marks).
+
+    Columns panel, method, baseline, quantity. `chance` is a dashed line, of all panels or by panel.
+    """
+    table = _of(table, quantity)
+    table = table[table["method"].isin(methods) & table["baseline"].isin(baselines)]
+    panels = _names(table, "panel")
+    height = 1.0 + 0.14 * len(methods) * max(3, len(baselines))
+    fig, axes = _panels(len(panels), height, sharey=True)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table["panel"] == panel]
+        _marks(ax, part, "method", methods, "baseline", {b: b for b in baselines})
+        level = chance.get(panel) if isinstance(chance, Mapping) else chance
+        if level is not None:
+            ax.axvline(level, color="0.3", linestyle="--", linewidth=0.9, label="chance")
+        ax.set(xlabel=_words(quantity, (WIDE - 1) / len(panels)), title=f"{panel} ({_n(part)})")
+    _legend(fig, axes, most=6)
+    return fig
+
+
+def cascade(table: pd.DataFrame, quantities: Sequence[str]):
+    """Similarity to the original maps; columns baseline, quantity, layers (random ones)."""
+    baselines = _names(table, "baseline")
+    fig, axes = _panels(len(quantities), 2.7)
+    for ax, quantity in zip(axes[0], quantities, strict=True):
+        rows = _of(table, quantity)
+        for index, baseline in enumerate(baselines):
+            part = rows[rows["baseline"] == baseline].sort_values("layers")
+            x = part["layers"] + _dodge(index, len(baselines), 0.3)
+            _bars(ax, x, part, index, baseline)
+        ax.axhline(0, color="0.4", linewidth=0.8, linestyle="-")
+        ax.set(xticks=sorted(set(rows["layers"])), title=_n(rows), xlabel="randomised layers",
+               ylabel=_words(quantity, 2.0))  # fmt: skip
+    _legend(fig, axes, most=5, handlelength=4)
+    return fig
+
+
+def tradeoff(table: pd.DataFrame):
+    """Distance against realism of the baselines, by name (marks) and panel.
+
+    Columns panel, name, n, and L1, L1_low, L1_high and transfer, transfer_low, transfer_high.
+    """
+    names, panels = _names(table, "name"), _names(table, "panel")
+    fig, axes = _panels(len(panels), 3.4, sharey=True)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        part = table[table["panel"] == panel]
+        for row in part.itertuples():
+            ax.errorbar(
+                row.L1, row.transfer, elinewidth=0.7, markersize=5.5, label=row.name,
+                xerr=[[row.L1 - row.L1_low], [row.L1_high - row.L1]],
+                yerr=[[row.transfer - row.transfer_low], [row.transfer_high - row.transfer]],
+                **_MARKS[names.index(row.name)] | {"linestyle": ""},
+            )  # fmt: skip
+        ax.set(xlabel=_WORDS["L1"], title=f"{panel} ({_n(part)})")
+    axes[0, 0].set_ylabel(_WORDS["transfer"])
+    _legend(fig, axes, most=4)
+    return fig
+
+
+def conversion(table: pd.DataFrame, pairs: Sequence[str], baselines: Sequence[str]):
+    """DeepLIFT's digit task by pair; columns pair, baseline, quantity ("drop", "converted")."""
+    fig, axes = _panels(2, 2.8)
+    for ax, quantity in zip(axes[0], ("drop", "converted"), strict=True):
+        rows = _of(table, quantity)
+        rows = rows[rows["pair"].isin(pairs)]
+        for index, baseline in enumerate(baselines):
+            part = rows[rows["baseline"] == baseline]
+            x = [pairs.index(p) + _dodge(index, len(baselines)) for p in part["pair"]]
+            _bars(ax, x, part, index, baseline, linestyle="")
+        ax.set(xticks=range(len(pairs)), xticklabels=pairs, xlim=(-0.5, len(pairs) - 0.5),
+               ylabel=_WORDS[quantity], title=f"{_n(rows)} per pair")  # fmt: skip
+        ax.axhline(0, color="0.4", linewidth=0.8, linestyle="-")
+    _legend(fig, axes, most=6)
+    return fig
+
+
+def grid(table: pd.DataFrame):
+    """Transfer and L1 by the weights of two losses; columns classifier, similarity, quantity."""
+    fig, axes = _panels(2, 2.3, sharey=True)
+    weights = [sorted(set(table[c])) for c in ("classifier", "similarity")]
+    for ax, quantity in zip(axes[0], ("transfer", "L1"), strict=True):
+        rows = _of(table, quantity)
+        _heat(ax, rows, "classifier", "similarity", *weights)
+        ax.set(xlabel="weight of the similarity", title=f"{_WORDS[quantity]} ({_n(rows)})")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{weights[1][round(x)]:g}")
+        ax.yaxis.set_major_formatter(lambda y, _: f"{weights[0][round(y)]:g}")
+    axes[0, 0].set_ylabel("weight of the classifier")
+    return fig
