@@ -1,4 +1,4 @@
-"""Bootstrap and Wilson intervals against spelled-out definitions."""
+"""Bootstrap, nested and Wilson intervals against spelled-out definitions."""
 
 import numpy as np
 import pytest
@@ -53,6 +53,68 @@ def test_differences_of_one_seed_are_paired():
 
 def test_no_rows_have_no_mean():
     nothing = intervals.mean([])
+    assert np.isnan(nothing[:3]).all() and nothing.n == 0
+
+
+def test_nested_of_one_group_is_the_mean():
+    values = np.random.default_rng(6).normal(size=20)
+    plain = intervals.mean(values, level=0.9, draws=500, seed=3)
+    for groups in (None, np.full(20, 7), ["a"] * 20):
+        assert intervals.nested(values, groups, level=0.9, draws=500, seed=3) == plain
+
+
+def test_nested_gives_each_group_the_same_weight_wherever_its_rows_are():
+    values, groups = np.array([9.0, 0, 1, 2, 3, 4]), np.array(["b", "a", "a", "a", "c", "c"])
+    found = intervals.nested(values, groups)
+    assert found.value == pytest.approx((9 + 1 + 3.5) / 3)
+    assert found.n == 6
+    mixed = [3, 0, 4, 1, 5, 2]
+    shuffled = intervals.nested(values[mixed], groups[mixed])
+    assert shuffled.value == pytest.approx(found.value)
+    assert found.low < found.value < found.high
+
+
+def test_nested_of_three_constant_groups_reaches_from_one_to_another():
+    # All three draws are of one and the same group in 1 of 27 samples, more than 2.5 %.
+    values, groups = np.repeat([0.0, 1.0, 5.0], 100), np.repeat([0, 1, 2], 100)
+    assert intervals.nested(values, groups)[:3] == (2, 0, 5)
+
+
+@pytest.mark.parametrize("between, within", [(1, 0), (0, 1), (0.3, 1)])
+def test_nested_has_the_variance_between_groups_and_within_them(between, within):
+    rng, sizes = np.random.default_rng(8), [5, 30, 12, 8, 20] * 5
+    groups, parts = np.repeat(np.arange(25), sizes), []
+    for size in sizes:
+        noise = rng.normal(size=size)
+        parts.append(between * rng.normal() + within * (noise - noise.mean()))
+    found = intervals.nested(np.concatenate(parts), groups, draws=8000)
+    # A group drawn twice brings two samples: else its noise would count for more.
+    spread = np.var([p.mean() for p in parts]) + np.mean([p.var() / len(p) for p in parts])
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(spread / 25), rel=0.06)
+
+
+def test_nested_is_wider_than_what_ignores_groups_that_differ():
+    rng, groups = np.random.default_rng(9), np.repeat([0, 1, 2, 3], 50)
+    values = rng.normal(size=200) + 2 * groups
+    nested, ignored = intervals.nested(values, groups), intervals.mean(values)
+    assert nested.value == pytest.approx(ignored.value)
+    assert nested.high - nested.low > 4 * (ignored.high - ignored.low)
+    narrow = intervals.nested(values, groups, level=0.5)
+    assert nested.low < narrow.low < narrow.high < nested.high
+
+
+def test_nested_is_a_function_of_its_seed():
+    rng, groups = np.random.default_rng(10), np.repeat([0, 1, 2], 7)
+    values = rng.normal(size=21)
+    found = intervals.nested(values, groups, draws=100, seed=4)
+    assert intervals.nested(values, groups, draws=100, seed=4) == found
+    other = intervals.nested(values, groups, draws=100, seed=5)
+    assert other.value == found.value and other[1:3] != found[1:3]
+
+
+@pytest.mark.parametrize("groups", [None, []])
+def test_nested_of_no_rows_is_not_a_number(groups):
+    nothing = intervals.nested([], groups)
     assert np.isnan(nothing[:3]).all() and nothing.n == 0
 
 

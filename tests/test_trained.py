@@ -262,6 +262,21 @@ def test_retrain_replaces_a_damaged_file(folders):
     assert load(Trainer(9.0)).weight[0, 0] == 2
 
 
+def test_an_interrupted_retraining_goes_on_where_it_was(folders, monkeypatch, capsys):
+    first, second = Trainer(1.0), Trainer(2.0)
+    found = [recipe(first), recipe(second, name="other")]
+    monkeypatch.setattr(trained, "registered", lambda: found)
+    monkeypatch.setattr(found[1].train, "value", "not a number")
+    with pytest.raises(TypeError):
+        trained.main([])
+    monkeypatch.setattr(found[1].train, "value", 2.0)
+    trained.main([])
+    assert (first.calls, second.calls) == (1, 2)
+    assert "toy: made before the interruption" in capsys.readouterr().out
+    trained.main([])
+    assert (first.calls, second.calls) == (2, 3)
+
+
 def test_command_line_refuses_unknown_models(folders, capsys):
     with pytest.raises(SystemExit, match="2"):
         trained.main(["digit"])

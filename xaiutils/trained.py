@@ -58,6 +58,11 @@ class Recipe:
     key: str
     probe: Callable[[], tuple[Tensor, ...]]
 
+    @property
+    def filename(self) -> str:
+        """Name of the file of its weights."""
+        return f"{self.name}-{self.key[:12]}.safetensors"
+
     def load(self) -> nn.Module:
         """`load_or_train` of this recipe."""
         return load_or_train(self.name, self.build, self.train, key=self.key)
@@ -161,8 +166,8 @@ def retrain(recipe: Recipe) -> str:
     report = [f"{recipe.name}: {_listed(measured)}"]
     committed = sorted(COMMITTED.glob(f"{recipe.name}-{'[0-9a-f]' * 12}.safetensors"))
     report += [f"  against {old.name}: {_compare(recipe, model, old)}" for old in committed]
-    file = COMMITTED / f"{recipe.name}-{recipe.key[:12]}.safetensors"
     COMMITTED.mkdir(parents=True, exist_ok=True)
+    file = COMMITTED / recipe.filename
     _save(model, file, name=recipe.name, key=recipe.key, **measured)
     for outdated in set(committed) - {file}:
         outdated.unlink()
@@ -183,11 +188,11 @@ def _compare(recipe: Recipe, model: nn.Module, old: Path) -> str:
     inputs = recipe.probe()
     with torch.no_grad():
         difference = (model.eval()(*inputs) - committed.eval()(*inputs)).abs().max()
-    measured = {k: v for k, v in facts.items() if k not in ("name", "key")}
-    return f"{_listed(measured)}, outputs differ by at most {difference:.2g}"
+    return f"{_listed(facts)}, outputs differ by at most {difference:.2g}"
 
 
-def _listed(measured: dict[str, float]) -> str:
+def _listed(facts: dict[str, object]) -> str:
+    measured = {what: value for what, value in facts.items() if what not in ("name", "key")}
     return ", ".join(f"{what} {value:.4f}" for what, value in measured.items())
 
 
@@ -252,8 +257,17 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = parser.parse_args(arguments).names or list(recipes)
     if unknown := [name for name in wanted if name not in recipes]:
         parser.error(f"unknown model {unknown[0]!r}; known are {', '.join(recipes)}")
-    for name in wanted:
-        print(retrain(recipes[name]), flush=True)
+    # Models made before an interruption are not made twice.
+    journal = assets.cache_folder() / "retrained.txt"
+    done = journal.read_text().split() if journal.exists() else []
+    for recipe in (recipes[name] for name in wanted):
+        if recipe.filename in done and (COMMITTED / recipe.filename).exists():
+            print(f"{recipe.name}: made before the interruption", flush=True)
+            continue
+        print(retrain(recipe), flush=True)
+        with journal.open("a") as lines:
+            lines.write(f"{recipe.filename}\n")
+    journal.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import baselines, ganmex, known_digits, problems
+from xaiutils import baselines, ganmex, known_digits, problems, runtime
 from xaiutils.classifiers import small
 from xaiutils.studies import ganmex_models as models
 
@@ -31,7 +31,7 @@ class Case(NamedTuple):
     rows: np.ndarray
 
 
-def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None) -> Case:
+def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = "auto") -> Case:
     """`n` random test images that the classifier in `run` gets right, or as many as there are.
 
     Targets are random; of scenes they differ in the digit or in the scene, not in both.
@@ -40,8 +40,11 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None) -> Case:
     ----------
     pairs : sequence of (source, target), optional
         Take `n` images of each of these pairs instead.
+    device : str
+        Where the classifiers live, see `runtime.pick_device`.
     """
-    problem, model = problems.load(run.problem, run.size), models.classifier(run)
+    place = runtime.pick_device(device)
+    problem, model = problems.load(run.problem, run.size), models.classifier(run).to(place)
     rng = np.random.default_rng(seed)
     labels = problem.test_labels.numpy()
     rows = rng.permutation(len(labels))[: max(8 * n, 2000)]
@@ -59,9 +62,11 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None) -> Case:
         rows = np.concatenate([part for part, _ in chosen])
         source = labels[rows]
         target = np.concatenate([np.full(len(part), wanted) for part, wanted in chosen])
-    judges = {family: small.load(run.problem, run.size, family) for family in models.JUDGES}
+    judges = {
+        family: small.load(run.problem, run.size, family).to(place) for family in models.JUDGES
+    }
     another = (run.seed + 1) % len(models.SEEDS)
-    twin = small.load(run.problem, run.size, small.explained(run.problem), another)
+    twin = small.load(run.problem, run.size, small.explained(run.problem), another).to(place)
     images = problem.test_images[rows].numpy()
     return Case(run, problem, model, judges, twin, images, source, target, rows)
 
@@ -88,6 +93,7 @@ def nearest(case: Case, **options) -> baselines.NearestSample:
 def generated(case: Case, variant: str = "GANMEX") -> np.ndarray:
     """Baselines of a case from the generator of a variant with the case's size and seed."""
     generator = models.load(case.run._replace(variant=variant))
+    generator.to(next(case.model.parameters()).device)
     return ganmex.Baseline(generator)(case.images, case.target)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xaiutils import attribution, ganmex, one_vs_one, sanity
-from xaiutils.studies import ganmex_models as models
-from xaiutils.studies.ganmex_cases import Case, Exact, changed, logits
+from xaiutils import attribution, intervals, one_vs_one, sanity
+from xaiutils.studies.ganmex_cases import Case, Exact, changed, generated, logits
+from xaiutils.studies.ganmex_quality import two_samples
 
 METHODS = ("IG", "DeepLIFT", "occlusion")
 STEPS = 50  # intervals of integrated gradients
@@ -100,6 +100,42 @@ def removal(
     return pd.concat(tables, ignore_index=True)
 
 
+def own_share(table: pd.DataFrame, first: str, second: str) -> intervals.Estimate:
+    """AOPC with the ranking's own baseline as filler, as a share of replacing all: a difference.
+
+    `table` is of `removal`. Shares are ratios of means, as some images hardly change.
+    """
+    own = [table[(table["ranking"] == f) & (table["filler"] == f)] for f in (first, second)]
+    values = [part[["aopc", "full"]].to_numpy() for part in own]
+    return two_samples(_difference_of_ratios, *values, paired=True)
+
+
+def ratio(table: pd.DataFrame, filler: str, first: str, second: str) -> intervals.Estimate:
+    """Mean AOPC of the ranking `first` over that of `second`, with one filler."""
+    rows = table[table["filler"] == filler].set_index("ranking")["aopc"]
+    return two_samples(_ratio, rows[first], rows[second], paired=True)
+
+
+def contrast(table: pd.DataFrame, method: str, baseline: str) -> intervals.Estimate:
+    """Mean share in the digit's box where the digit differs, minus that where the scene does."""
+    rows = table[(table["method"] == method) & (table["baseline"] == baseline)]
+    inside = rows["in box"].to_numpy()
+    is_object = rows["is_object"].to_numpy(bool)
+    return two_samples(_difference, inside[is_object], inside[~is_object], paired=False)
+
+
+def _difference(means):
+    return means[..., 0] - means[..., 1]
+
+
+def _ratio(means):
+    return means[..., 0] / means[..., 1]
+
+
+def _difference_of_ratios(means):
+    return means[..., 0] / means[..., 1] - means[..., 2] / means[..., 3]
+
+
 def conversion(case: Case, maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """DeepLIFT's digit task: rows (baseline, image), columns drop, converted, blanked, pair."""
     scores = {name: m.sum(1) for name, m in maps.items()}
@@ -156,9 +192,8 @@ def cascade(
     for k, (_, model) in enumerate(sanity.cascade(case.model, seed=seed)):
         fresh = dict(baselines)
         if retrained:
-            run = case.run._replace(variant=f"randomised {k}" if k else "GANMEX")
-            made = ganmex.Baseline(models.load(run))(case.images, case.target)
-            fresh["GANMEX, retrained"] = made
+            variant = f"randomised {k}" if k else "GANMEX"
+            fresh["GANMEX, retrained"] = generated(case, variant)
         for name, b in fresh.items():
             before = original["GANMEX" if name.endswith("retrained") else name]
             after = explain(case, b, "IG", model=model)
@@ -205,5 +240,6 @@ def mask_test(case: Case, maps: Mapping[tuple[str, str], np.ndarray], baselines)
             case.model, case.images, baselines[name], case.target, np.abs(m).sum(1)
         )
         columns = {"flip size": found.flip_size, "score": found.score, "size": found.size}
-        rows.append(pd.DataFrame({"method": method, "baseline": name} | columns))
+        key = {"method": method, "baseline": name, "image": np.arange(len(m))}
+        rows.append(pd.DataFrame(key | columns))
     return pd.concat(rows, ignore_index=True)

@@ -29,8 +29,13 @@ VARIANTS = {
 }
 # Shorter trainings of the main generators: how many iterations does it take?
 SHORTER = {"digits": (100, 300, 1000), "scenes": (100, 300, 1000)}
-# Weights of classifier and similarity around the authors' 100 and 20.
-GRID = [(c, s) for c in (10.0, 100.0, 1000.0) for s in (20.0, 100.0)]
+# Weights of classifier and similarity around the authors' 100 and 20, by name of the variant.
+WEIGHTS = {
+    f"classifier {c:g}, similarity {s:g}": (c, s)
+    for c in (10.0, 100.0, 1000.0)
+    for s in (20.0, 100.0)
+}
+WEIGHTS["GANMEX"] = WEIGHTS.pop("classifier 100, similarity 20")
 
 # The authors' networks; iterations are those of the checkpoint they show of MNIST.
 PAPER = {"iterations": 50_000, "per_class": 6, "learning_rate": 1e-4, "width": 64, "blocks": 6}
@@ -68,7 +73,7 @@ def runs() -> list[Run]:
         chosen += [Run(name, REPEATED[name], variant) for name in ("coloured digits", "scenes")]
     chosen += [Run("digits", 16, variant) for variant in ("StarGAN", "no cycle")]
     chosen += [Run(name, REPEATED[name], "weights 1, 2, 1") for name in ("digits", "scenes")]
-    chosen += [Run("digits", 16, _weights(*pair)) for pair in GRID if pair != (100.0, 20.0)]
+    chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
     return list(dict.fromkeys(chosen))
 
@@ -156,19 +161,16 @@ def recipes() -> list[trained.Recipe]:
     nets += [("one scene", 32, small.explained("one scene"), seed) for seed in (0, 1)]
     sizes = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
     nets += [(*pair, judge, 0) for pair in sizes for judge in JUDGES]
-    nets += [("colours", 16, "pooling", 0)]
+    nets += [("colours", 16, "pooling", 0), ("small digits", 16, "strided", 0)]
     nets = dict.fromkeys(nets)
     return [small.recipe(*net) for net in nets] + [recipe(run) for run in runs()]
 
 
-def _weights(classifier: float, similarity: float) -> str:
-    return f"classifier {classifier:g}, similarity {similarity:g}"
-
-
 def _variant(name: str) -> dict:
-    grid = {_weights(c, s): {"classifier": c, "similarity": s} for c, s in GRID}
     if name.endswith(" iterations"):
         return {"iterations": int(name.split()[0])}
     if name.startswith("randomised"):
         return {}
-    return (VARIANTS | grid)[name]
+    if name in VARIANTS:
+        return VARIANTS[name]
+    return dict(zip(("classifier", "similarity"), WEIGHTS[name], strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
 from xaiutils import intervals
+from xaiutils.baselines import adversarial
 from xaiutils.classifiers import small
 from xaiutils.studies import ganmex_models as models
 from xaiutils.studies.ganmex_cases import (
@@ -75,48 +76,141 @@ def _nuisance(case: Case):
     return lambda b: np.full(len(b), np.nan)
 
 
-def summary(table: pd.DataFrame, by: str = "baseline", seed: int = 0) -> pd.DataFrame:
-    """Means with intervals: rows by x quantity, columns value, low, high, n.
+def summary(table: pd.DataFrame, by: Sequence[str] = ("baseline",), seed: int = 0) -> pd.DataFrame:
+    """Means with intervals over images: columns of `by`, quantity, value, low, high, n.
 
-    With a column "run", runs are drawn first and images within them.
+    Quantities are all other columns of numbers. With a column "run", runs are drawn first and
+    images within them.
     """
-    rows = []
-    for name, part in table.groupby(by, sort=False):
-        groups = part.get("run")
-        for quantity in [c for c in part if c not in (by, "image", "run", "problem")]:
-            values = part[quantity].to_numpy(float)
-            known = ~np.isnan(values)
-            units = None if groups is None else groups.to_numpy()[known]
-            found = intervals.nested(values[known], units, seed=seed)
-            rows.append({by: name, "quantity": quantity, **found._asdict()})
+    by, rows = list(by), []
+    numbers = table.drop(columns=[*by, "image", "run"], errors="ignore")
+    quantities = numbers.select_dtypes(["number", "bool"]).columns
+    for names, part in table.groupby(by, sort=False):
+        for quantity in quantities:
+            known = part[part[quantity].notna()]
+            found = intervals.nested(known[quantity], known.get("run"), seed=seed)
+            rows.append(
+                dict(zip(by, names, strict=True)) | {"quantity": quantity} | found._asdict()
+            )
     return pd.DataFrame(rows)
 
 
-def difference(table: pd.DataFrame, quantity: str, first: str, second: str, seed: int = 0):
-    """Mean of `quantity`, first minus second baseline, paired image by image."""
+def level(table: pd.DataFrame, quantity: str, name: str) -> intervals.Estimate:
+    """Mean of `quantity` of the baseline `name`."""
+    rows = table[table["baseline"] == name]
+    return intervals.nested(rows[quantity], rows.get("run"))
+
+
+def difference(
+    table: pd.DataFrame, quantity: str, first: str, second: str, *, by="baseline", seed: int = 0
+) -> intervals.Estimate:
+    """Mean of `quantity`, `first` minus `second` of the column `by`, paired image by image."""
     keys = [c for c in ("run", "image") if c in table]
-    wide = table.pivot(index=keys, columns="baseline", values=quantity).astype(float)
+    wide = table.pivot(index=keys, columns=by, values=quantity).astype(float)
     change = (wide[first] - wide[second]).dropna()
     units = change.index.get_level_values("run") if "run" in keys else None
-    return intervals.nested(change.to_numpy(), units, seed=seed)
+    return intervals.nested(change, units, seed=seed)
+
+
+def decide(
+    tables: Sequence[pd.DataFrame],
+    quantity: str,
+    first: str,
+    seconds: Sequence[str],
+    *,
+    above: bool = True,
+    by: str = "baseline",
+) -> intervals.Estimate:
+    """`weakest` of the differences of `first` to each of `seconds` in each table."""
+    pairs = [(table, second) for table in tables for second in seconds]
+    found = [difference(table, quantity, first, second, by=by) for table, second in pairs]
+    return weakest(found, above=above)
+
+
+def two_samples(
+    statistic: Callable[[np.ndarray], np.ndarray], first, second, *, paired: bool, seed: int = 0
+) -> intervals.Estimate:
+    """A statistic of the means of two tables of values, with a bootstrap over their rows.
+
+    Parameters
+    ----------
+    statistic : callable
+        From the means of the columns of both tables side by side, (..., columns), to (...).
+    first, second : (rows, columns) or (rows,) arrays
+    paired : bool
+        Rows of the two belong together.
+    """
+    parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
+    seeds = (seed, seed if paired else seed + 1)
+    draws = [
+        intervals.resamples(len(part), seed=s) @ part / len(part)
+        for part, s in zip(parts, seeds, strict=True)
+    ]
+    value = float(statistic(np.concatenate([part.mean(0) for part in parts])))
+    low, high = np.percentile(statistic(np.concatenate(draws, axis=1)), [2.5, 97.5])
+    n = len(parts[0]) if paired else sum(map(len, parts))
+    return intervals.Estimate(value, min(low, value), max(high, value), n)
+
+
+def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> intervals.Estimate:
+    """The estimate that decides whether all lie above a threshold, or all below it."""
+    if above:
+        return min(estimates, key=lambda found: found.low)
+    return max(estimates, key=lambda found: found.high)
 
 
 def repeated(
-    problem: str, n: int, variants=("GANMEX",), *, seeds=models.SEEDS, more=None
+    problem: str, n: int, variants=("GANMEX",), *, seeds=models.SEEDS, rivals: bool = True
 ) -> pd.DataFrame:
-    """`measure` over trainings: one classifier, generators and test images per seed.
+    """`measure` over trainings: one classifier, generators and `n` test images per seed.
 
     Parameters
     ----------
     variants : sequence of str
-        Of `ganmex_models.VARIANTS`.
-    more : callable, optional
-        From a case to further baselines by name.
+        Of `ganmex_models.VARIANTS`; each must be among the trainings with each seed.
+    rivals : bool
+        Measure the nearest training sample and the adversarial point as well.
     """
     tables = []
     for seed in seeds:
-        trial = choose(models.Run(problem, models.REPEATED[problem], seed=seed), n, seed=seed)
-        images = {name: generated(trial, name) for name in variants}
-        images |= more(trial) if more else {}
-        tables.append(measure(trial, images).assign(run=seed))
+        case = choose(models.Run(problem, models.REPEATED[problem], seed=seed), n, seed=seed)
+        images = {name: generated(case, name) for name in variants}
+        if rivals:
+            images["MDTS"] = nearest(case)(case.images, case.target)
+            images["adversarial"] = adversarial(case.model, case.images, case.target)
+        tables.append(measure(case, images).assign(run=seed))
     return pd.concat(tables, ignore_index=True)
+
+
+def over_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Mean over methods for each baseline and image."""
+    rows = table[table["method"].isin(methods)]
+    means = rows.groupby(["baseline", "image"], sort=False).mean(numeric_only=True)
+    return means.reset_index()
+
+
+def tradeoff(panels: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Distance and realism of `repeated` baselines: columns panel, name, n, L1..., transfer...
+
+    Each quantity has three columns: L1, L1_low, L1_high and so on.
+    """
+    rows = []
+    for panel, tables in panels.items():
+        for table in tables:
+            for name, part in summary(table).groupby("baseline", sort=False):
+                row = {"panel": panel, "name": name}
+                for quantity in ("L1", "transfer"):
+                    found = part[part["quantity"] == quantity].iloc[0]
+                    row |= {quantity: found["value"], f"{quantity}_low": found["low"]}
+                    row |= {f"{quantity}_high": found["high"], "n": found["n"]}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def curve(case: Case, iterations: Sequence[int]) -> pd.DataFrame:
+    """Quality after fewer iterations and after all: `summary` with a column iterations."""
+    runs = {n: f"{n} iterations" for n in iterations}
+    runs[models.settings(case.run).iterations] = "GANMEX"
+    images = {str(n): generated(case, variant) for n, variant in runs.items()}
+    table = summary(measure(case, images)).rename(columns={"baseline": "iterations"})
+    return table.assign(iterations=table["iterations"].astype(int), problem=case.problem.name)

@@ -1,0 +1,52 @@
+"""What GANMEX costs beside its passes through networks, and how fast neighbours are found."""
+
+import numpy as np
+import pytest
+import torch
+from timing import seconds
+
+from xaiutils import baselines, ganmex, problems, trained
+from xaiutils.classifiers import small
+
+pytestmark = pytest.mark.benchmark
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return problems.load("digits", 28)
+
+
+def test_a_training_step_is_its_forward_and_backward_passes(bench, digits):
+    classifier = small.load("digits", 28, "strided")
+    training = ganmex.Training(
+        classifier, digits.train_images, digits.train_labels, ganmex.Settings(), seed=0
+    )
+    rows = training.batches(0)
+    x, labels = digits.train_images[rows] * 2 - 1, digits.train_labels[rows]
+    wanted, mix = labels.flip(0), torch.full((len(x),), 0.5)
+
+    def passes():
+        fake = training.generator(x, wanted)
+        networks = (training.critic, x, labels, fake, mix, training.settings)
+        sum(ganmex.critic_losses(*networks).values()).backward()
+        training.critic.requires_grad_(False)
+        made = ganmex.generator_losses(
+            training.generator, training.critic, classifier, x, labels, fake, wanted,
+            training.settings,
+        )  # fmt: skip
+        sum(made.values()).backward()
+        training.critic.requires_grad_(True)
+
+    with trained.one_thread():
+        times = [(seconds(training.step), seconds(passes)) for _ in range(23)][3:]
+    step, bare = np.median(times, axis=0)
+    print(f"\nstep {1000 * step:.0f} ms, passes {1000 * bare:.0f} ms")
+    bench("GAN training step / its passes", step / bare, "x", at_most=1.15)
+
+
+def test_nearest_samples_of_a_thousand_digits(bench, digits):
+    x, wanted = digits.test_images[:1000], (digits.test_labels[:1000] + 1) % 10
+    for norm, limit in (("l1", 15), ("l2", 5)):
+        search = baselines.NearestSample(digits.train_images, digits.train_labels, norm=norm)
+        took = min(seconds(search.find, x, wanted) for _ in range(2))
+        bench(f"nearest of 60,000 digits, {norm}, 1,000 images", took, "s", at_most=limit)
