@@ -46,7 +46,7 @@ NBVAL := --nbval-lax --nbval-current-env
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (20 min)
+figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (26 min)
 
 build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
 	$(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
@@ -60,15 +60,15 @@ build/.fetched: data/assets.toml | $(STAMP)
 figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml | $(STAMP)
 	$(PYTHON) -m xaiutils.claims
 
-test: lint ## lint, unit tests, all notebooks at smoke scale (7 min)
+test: lint ## lint, unit tests, all notebooks at smoke scale (8 min)
 	$(PYTHON) -m pytest
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
 
-verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (20 min)
+verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (26 min)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
-notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (20 min)
+notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
 	$(PYTHON) -m xaiutils.claims
 
 $(UPDATES): update-%: | $(STAMP)
@@ -91,7 +91,7 @@ lint: | $(STAMP) ## check style and format (seconds)
 clean: ## remove what was generated; keeps .venv, the cache and committed figures
 	rm -rf build .pytest_cache .ruff_cache figures/*/*.pdf
 
-retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (3 min)
+retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (3 h)
 	$(PYTHON) -m xaiutils.trained
 
 lock: ## pin pyproject.toml: requirements.lock and environment.yml (needs uv)

@@ -259,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown model {unknown[0]!r}; known are {', '.join(recipes)}")
     # Models made before an interruption are not made twice.
     journal = assets.cache_folder() / "retrained.txt"
+    journal.parent.mkdir(parents=True, exist_ok=True)
     done = journal.read_text().split() if journal.exists() else []
     for recipe in (recipes[name] for name in wanted):
         if recipe.filename in done and (COMMITTED / recipe.filename).exists():
