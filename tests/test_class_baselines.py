@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from xaiutils import baselines
+from xaiutils import training_samples
 from xaiutils.baselines import ClassMean, NearestSample, adversarial
 
 SHAPE = (2, 3, 4)
@@ -56,8 +56,8 @@ def linear(n_classes=2, scale=1.0, dtype=torch.float32):
 def test_nearest_sample_is_that_of_brute_force_whatever_the_blocks(
     norm, rows, values, samples, queries, monkeypatch
 ):
-    monkeypatch.setattr(baselines, "_BLOCK_ROWS", rows)
-    monkeypatch.setattr(baselines, "_BLOCK_VALUES", values)
+    monkeypatch.setattr(training_samples, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(training_samples, "_BLOCK_VALUES", values)
     nearest = NearestSample(*samples, norm=norm)
     indices, distances = nearest.find(*queries)
     expected, least = brute(*queries, *samples, norm)
@@ -95,7 +95,7 @@ def test_a_sample_of_the_class_finds_itself(norm, samples):
 @pytest.mark.parametrize("rows", [2, 2048])
 @pytest.mark.parametrize("norm", NORMS)
 def test_of_equally_near_samples_the_first_is_taken(norm, rows, monkeypatch):
-    monkeypatch.setattr(baselines, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(training_samples, "_BLOCK_ROWS", rows)
     rng = np.random.default_rng(2)
     few = rng.random((5, 3, 20, 20), dtype=np.float32)
     which = rng.integers(5, size=60)

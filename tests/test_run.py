@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
 
-from xaiutils import kernel, notebooks, provenance, run
+from xaiutils import kernel, notebooks, provenance, run, runner
 from xaiutils.notebooks import ProjectError
 
 ALT = "A line " * 9
@@ -139,7 +139,7 @@ def test_what_is_not_allowed_starts_no_kernel_and_touches_no_file(
     project = make_project()
     copy = project.executed("default", "tiny")
     provenance.write(copy, b"of an earlier run")
-    monkeypatch.setattr(run, "run_cells", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(runner, "run_cells", lambda *_: pytest.fail("a kernel was started"))
     assert run.main(arguments, project) == 2
     assert message in capsys.readouterr().err
     assert copy.read_bytes() == b"of an earlier run"
@@ -226,7 +226,7 @@ def test_a_cell_that_never_ran_is_found():
 def test_undeclared_figure_is_found(tmp_path):
     (tmp_path / "extra.png").touch()
     with pytest.raises(kernel.RunError, match="not declared: extra"):
-        run._check_results(tmp_path, set(), set())
+        runner._check_results(tmp_path, set(), set())
 
 
 def test_prepared_copies_hold_the_profile_and_no_outputs(make_project):

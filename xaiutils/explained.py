@@ -47,8 +47,8 @@ class Task:
             )
         weights = [*model.parameters(), *model.buffers()]
         self.model, self.x = model, x.to(next((w for w in weights if w.is_floating_point()), x))
-        self.target = _classes("target", target, len(x))
-        self.against = None if against is None else _classes("against", against, len(x))
+        self.target = classes("target", target, len(x))
+        self.against = None if against is None else classes("against", against, len(x))
         self.log_probability = log_probability
 
     def like_x(self, baseline) -> torch.Tensor:
@@ -132,8 +132,9 @@ def generator(seed: int, image: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-def _classes(name: str, values, n: int) -> np.ndarray:
+def classes(name: str, values, n: int, kind: str = "output indices") -> np.ndarray:
+    """`values`, called `name`, as ints (n,) >= 0; ValueError, which calls them `kind`, if not."""
     values = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.shape != (n,) or values.dtype.kind not in "iu" or values.min() < 0:
-        raise ValueError(f"{name} must hold {n} output indices >= 0: {values.dtype} {values.shape}")
+        raise ValueError(f"{name} must hold {n} {kind} >= 0: {values.dtype} {values.shape}")
     return values

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import splu
 
-from xaiutils.baselines import _floating, _rng
+from xaiutils.images import as_floating, rng
 
 # Offsets of half of the eight neighbours and their weights; the others follow by symmetry.
 _NEIGHBOURS = {(0, 1): 1 / 6, (1, 0): 1 / 6, (1, 1): 1 / 12, (1, -1): 1 / 12}
@@ -68,7 +68,7 @@ class NoisyLinear:
         ValueError
             If `x` is no floating image or the labels differ between channels.
         """
-        x = _floating(x)
+        x = as_floating(x)
         if x.ndim != 3:
             raise ValueError(f"x must be one image (C, H, W), got shape {x.shape}")
         labels = components.aligned(x.shape)
@@ -76,7 +76,7 @@ class NoisyLinear:
             raise ValueError(f"components must hide all channels together: labels {labels.shape}")
         labels = np.broadcast_to(labels[0], x.shape[1:]).ravel()
         values = x.reshape(len(x), -1).T.astype(np.float64)  # (pixels, C)
-        noise = self.noise * _rng(self.seed, x).standard_normal(values.shape)
+        noise = self.noise * rng(self.seed, x).standard_normal(values.shape)
         filled = np.empty((len(masks), *x.shape), x.dtype)
         for out, mask in zip(filled, masks, strict=True):
             kept = np.asarray(mask, dtype=bool)[labels]

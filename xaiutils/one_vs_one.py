@@ -14,18 +14,15 @@ measured. All raise ValueError if a shape, a class or an option does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from skimage.morphology import closing as close_gaps
 from skimage.morphology import disk
-from tqdm import tqdm
 
-from xaiutils import runtime
+from xaiutils.queries import ImageQueries
 
 
 @dataclass(frozen=True)
@@ -163,12 +160,12 @@ def removal(
     Neural Network Has Learned*, IEEE TNNLS 28 (2017). The filler favours the map that was made
     with it: for a linear model, w * (x - r) has the largest sum of drops of all rankings.
     """
-    task = _Task(model, x, batch_size)
-    source, target = task.pair(source, target)
-    names, maps = task.maps(scores)
-    filler = task.like_x("filler", filler)
+    queries = ImageQueries(model, x, batch_size)
+    source, target = queries.pair(source, target)
+    names, maps = queries.maps(scores)
+    filler = queries.like_x("filler", filler)
     steps = round(share / step) if 0 < step <= share <= 1 else 0
-    n, d = len(task.x), maps[0, 0].size
+    n, d = len(queries.x), maps[0, 0].size
     if not np.isclose(steps * step, share, rtol=1e-9, atol=0) or round(share * d) < 1:
         raise ValueError(
             f"share must be at most 1, a multiple of step, which must be positive, and one or more "
@@ -177,16 +174,16 @@ def removal(
     number = np.rint(np.arange(steps + 1) * step * d).astype(int)
     hidden, at = np.unique(number, return_inverse=True)  # steps below one pixel repeat a number
     hidden = hidden[1:]
-    ranks = _ranks(maps.reshape(len(maps), n, d), seed).reshape(-1, 1, *task.x.shape[2:])
+    ranks = _ranks(maps.reshape(len(maps), n, d), seed).reshape(-1, 1, *queries.x.shape[2:])
 
     def build(rows):
         job, k = np.divmod(rows, len(hidden))
         keep = ranks[job] >= hidden[k, None, None, None]
-        return np.where(keep, task.x[job % n], filler[job % n])
+        return np.where(keep, queries.x[job % n], filler[job % n])
 
-    ends = np.concatenate([task.x, filler])
-    clean, blank = task.logits(2 * n, lambda rows: ends[rows]).reshape(2, n, 1, -1)
-    inner = task.logits(len(ranks) * len(hidden), build)
+    ends = np.concatenate([queries.x, filler])
+    clean, blank = queries.logits(2 * n, lambda rows: ends[rows]).reshape(2, n, 1, -1)
+    inner = queries.logits(len(ranks) * len(hidden), build)
     inner = inner.reshape(len(maps), n, len(hidden), -1)
     start = np.broadcast_to(clean, (*inner.shape[:2], *clean.shape[1:]))
     logits = np.concatenate([start, inner], axis=2)[:, :, at]
@@ -233,26 +230,26 @@ def conversion(
     Propagating Activation Differences*, ICML 2017, where m = 157 of 784 pixels. As in their code
     the threshold is entry 157 of the sorted scores counted from 0, hence the (m + 1)-th largest.
     """
-    task = _Task(model, x, batch_size)
-    source, target = task.pair(source, target)
-    names, maps = task.maps(scores)
-    blank = task.like_x("blank", blank)
+    queries = ImageQueries(model, x, batch_size)
+    source, target = queries.pair(source, target)
+    names, maps = queries.maps(scores)
+    blank = queries.like_x("blank", blank)
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}")
-    n, d = len(task.x), maps[0, 0].size
+    n, d = len(queries.x), maps[0, 0].size
     m = round(share * d)
     threshold = np.zeros((len(maps), n))
     if m < d:
         ordered = np.sort(maps.reshape(len(maps), n, d), axis=-1)
         threshold = np.maximum(ordered[..., d - 1 - m], 0)
     hidden = maps > threshold[..., None, None]
-    flat = hidden.reshape(-1, 1, *task.x.shape[2:])
+    flat = hidden.reshape(-1, 1, *queries.x.shape[2:])
 
     def build(rows):
-        return np.where(flat[rows], blank[rows % n], task.x[rows % n])
+        return np.where(flat[rows], blank[rows % n], queries.x[rows % n])
 
-    before = task.logits(n, lambda rows: task.x[rows])[None, :, None]
-    after = task.logits(len(flat), build).reshape(len(maps), n, 1, -1)
+    before = queries.logits(n, lambda rows: queries.x[rows])[None, :, None]
+    after = queries.logits(len(flat), build).reshape(len(maps), n, 1, -1)
     left = _margin(after, source, target)[..., 0]
     drop = _margin(before, source, target)[..., 0] - left
     rows = zip(drop, left < 0, hidden.mean(axis=(2, 3)), strict=True)
@@ -298,21 +295,21 @@ def mask_test(
     images of 128. Their thresholds are evenly spaced, which leaves few masks to a map of few large
     values; ours are quantiles, so a mask depends on the order of the pixels alone.
     """
-    task = _Task(model, x, batch_size)
-    target = task.classes("target", target)
-    names, maps = task.maps(scores)
-    baseline = task.like_x("baseline", baseline)
+    queries = ImageQueries(model, x, batch_size)
+    target = queries.classes("target", target)
+    names, maps = queries.maps(scores)
+    baseline = queries.like_x("baseline", baseline)
     if not isinstance(n_thresholds, int | np.integer) or n_thresholds < 1:
         raise ValueError(f"n_thresholds must be a positive integer, got {n_thresholds!r}")
     if not isinstance(closing, int | np.integer) or closing < 0:
         raise ValueError(f"closing must be a radius of 0 or more whole pixels, got {closing!r}")
     if not 0 <= sigma < np.inf:
         raise ValueError(f"sigma must be 0 or more pixels, got {sigma}")
-    n, d = len(task.x), maps[0, 0].size
+    n, d = len(queries.x), maps[0, 0].size
     steps = min(n_thresholds, d)
     last = np.rint(np.arange(1, steps + 1) * d / steps).astype(int) - 1
     shape = (len(maps), n, steps + 1)
-    maps = np.abs(maps).reshape(-1, *task.x.shape[2:])
+    maps = np.abs(maps).reshape(-1, *queries.x.shape[2:])
     thresholds = np.full((len(maps), steps + 1), np.inf)
     thresholds[:, 1:] = -np.sort(-maps.reshape(-1, d))[:, last]
     fresh = np.diff(thresholds, axis=1, prepend=np.nan) != 0  # equal ones give the same mask
@@ -326,100 +323,18 @@ def mask_test(
         mask = closed[job[rows]] >= thresholds[rows]
         sizes[rows] = mask.mean(axis=(1, 2))
         # Reflection at the border keeps the sum, so that the blurred mask covers as much.
-        mask = mask.astype(task.x.dtype)
+        mask = mask.astype(queries.x.dtype)
         mask = gaussian_filter(mask, sigma, mode="reflect", axes=(1, 2))[:, None]
         image = job[rows] % n
-        return baseline[image] * mask + task.x[image] * (1 - mask)
+        return baseline[image] * mask + queries.x[image] * (1 - mask)
 
-    logits = task.logits(len(job), build)
+    logits = queries.logits(len(job), build)
     wanted = target[job % n]
     probability = softmax(logits.astype(np.float64), axis=1)[np.arange(len(job)), wanted][at]
     flips = (logits.argmax(axis=1) == wanted)[at]
     gains = probability - probability[:, :1]  # the first mask is empty: the hybrid is x
     rows = zip(*(v.reshape(shape) for v in (sizes[at], gains, flips)), strict=True)
     return _named(names, [MaskTest(*row) for row in rows])
-
-
-class _Task:
-    """Checked images, and a model that is asked about rows made of them."""
-
-    def __init__(self, model, x, batch_size):
-        x = _array(x)
-        if x.ndim != 4 or len(x) == 0 or x.dtype.kind != "f":
-            raise ValueError(
-                f"x must be floating-point images (n, C, H, W), got {x.dtype} of shape {x.shape}"
-            )
-        self._forward = runtime.forward(model, x[0])
-        self.x = self._forward.cast(x)
-        self._size = self._forward.batch_size if batch_size is None else batch_size
-        self._classes = {}
-        if not isinstance(self._size, int | np.integer) or self._size < 1:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
-
-    def classes(self, name, values) -> np.ndarray:
-        values = self._classes[name] = _array(values)
-        if values.shape != self.x.shape[:1] or values.dtype.kind not in "iu":
-            raise ValueError(
-                f"{name} must hold {len(self.x)} classes >= 0, integers: got {values.dtype} of "
-                f"shape {values.shape}"
-            )
-        return values
-
-    def pair(self, source, target) -> tuple[np.ndarray, np.ndarray]:
-        source, target = self.classes("source", source), self.classes("target", target)
-        if (source == target).any():
-            image = int(np.argmax(source == target))
-            raise ValueError(
-                f"source and target must differ, or LO is 0: image {image} has {source[image]} "
-                "for both"
-            )
-        return source, target
-
-    def maps(self, scores) -> tuple[list | None, np.ndarray]:
-        """Names (None if `scores` is one map) and maps (M, n, H, W)."""
-        several = isinstance(scores, Mapping)
-        named = scores if several else {"scores": scores}
-        if not named:
-            raise ValueError("scores must hold at least one map, got an empty dict")
-        maps = [_array(values) for values in named.values()]
-        shape = (len(self.x), *self.x.shape[2:])
-        for name, values in zip(named, maps, strict=True):
-            if values.shape != shape:
-                raise ValueError(
-                    f"{name}: scores must have one value per pixel, {shape}, got {values.shape}"
-                )
-            if not np.isfinite(values).all():
-                raise ValueError(f"{name}: scores must be finite, got NaN or infinity")
-        return list(named) if several else None, np.stack(maps).astype(np.float64)
-
-    def like_x(self, name, values) -> np.ndarray:
-        """`values` with the shape and dtype of x."""
-        values = _array(values)
-        try:
-            return np.broadcast_to(values, self.x.shape).astype(self.x.dtype)
-        except ValueError:
-            raise ValueError(
-                f"{name} must broadcast against x, {self.x.shape}, got {values.shape}"
-            ) from None
-
-    def logits(self, count: int, build: Callable) -> np.ndarray:
-        """Logits (count, K) of the rows that `build` makes of row numbers (B,)."""
-        out = []
-        starts = range(0, count, self._size)
-        for start in tqdm(starts, desc="model calls", delay=5, leave=False, mininterval=1):
-            rows = np.arange(start, min(start + self._size, count))
-            batch = torch.from_numpy(build(rows)).to(self._forward.device)
-            out.append(self._forward(batch))
-            if out[-1].ndim != 2 or len(out[-1]) != len(rows):
-                raise ValueError(
-                    f"model must return (batch, classes), got {out[-1].shape} for {len(rows)} rows"
-                )
-            last = out[-1].shape[1] - 1
-            for name, values in self._classes.items():
-                low, high = values.min(), values.max()
-                if low < 0 or high > last:
-                    raise ValueError(f"{name} must be within 0..{last}, got {low}..{high}")
-        return np.concatenate(out)
 
 
 def _ranks(maps, seed) -> np.ndarray:
@@ -440,9 +355,3 @@ def _margin(logits, source, target) -> np.ndarray:
 
 def _named(names, results):
     return results[0] if names is None else dict(zip(names, results, strict=True))
-
-
-def _array(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(values)

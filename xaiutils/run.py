@@ -1,180 +1,20 @@
 """Run notebooks headlessly: ``python -m xaiutils.run NAME [--profile smoke] [-p name value]...``
 
-A run is checked before the kernel starts (names and types of parameters) and after it ended
-(every cell ran, every declared figure and claim is there). Only then do its results take their
-final names; a run that fails leaves `<notebook>.failed.ipynb` and nothing else.
+Names and types of parameters are checked before a kernel starts. Results take their final names
+only once every cell ran and every declared figure and claim is there; a run that fails leaves
+`<notebook>.failed.ipynb` and nothing else.
 """
 
 import argparse
+import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-import nbformat
-import papermill
-
-from xaiutils import claims, provenance
-from xaiutils.kernel import RunError, run_cells
-from xaiutils.notebooks import (
-    PROFILES,
-    Project,
-    ProjectError,
-    code_trees,
-    figure_names,
-    lookup,
-    normalise,
-    parameters,
-)
-
-RESULTS = (".png", ".pdf", ".json")
-
-
-def execute(project, name, profile="default", given=(), output=None):
-    """Run one notebook and publish its figures, its records and its executed copy.
-
-    Parameters
-    ----------
-    project : Project
-        Where everything lies.
-    name : str
-        Notebook.
-    profile : str
-        See `notebooks.PROFILES`.
-    given : sequence of (str, str)
-        Further parameters as TOML literals; they win over the profile. Results then go to
-        `build/<profile>-custom/`, since they are not those of the profile.
-    output : Path or None
-        Other place for the executed copy.
-
-    Returns
-    -------
-    Path
-        The executed copy.
-
-    Raises
-    ------
-    ProjectError
-        If a name, a type or a cell is not allowed; no kernel was started.
-    RunError
-        If the run failed; `<copy>.failed.ipynb` holds what there is of it.
-    """
-    notebook = project.read(name)
-    declared = parameters(notebook)
-    names = figure_names(notebook)
-    own_claims = {c.id for c in claims.load(project.ledger).values() if c.notebook == name}
-    overrides = project.overrides(profile, name, declared)
-    overrides |= {key: lookup(declared, key).parse(text) for key, text in given}
-
-    label = f"{profile}-custom" if given else profile
-    copy = Path(output or project.executed(label, name)).absolute()
-    failed = copy.with_suffix(".failed.ipynb")
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    # From here on a file of this name means that this very run succeeded.
-    copy.unlink(missing_ok=True)
-    failed.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=copy.parent) as folder:
-        work = Path(folder)
-        run = provenance.Run(
-            root=str(project.root),
-            notebook=name,
-            profile=label,
-            output=str(work / "figures"),
-            parameters={key: p.default for key, p in declared.items()} | overrides,
-            hashes=provenance.input_hashes(project.root, notebook),
-        )
-        partial = work / "executed.ipynb"
-        try:
-            executed = run_cells(notebook, overrides, run, partial)
-            _check_results(Path(run.output), set(names), own_claims)
-        except RunError:
-            if partial.exists():
-                os.replace(partial, failed)
-            raise
-        normalise(executed)
-        executed.metadata["xaiutils"] = {
-            "profile": label,
-            "parameters": run.parameters,
-            "hashes": run.hashes,
-        }
-        _write_notebook(partial, executed)
-        _publish(Path(run.output), project.figures(label, name))
-        os.replace(partial, copy)
-    return copy
-
-
-def _check_results(folder, names, own_claims):
-    written = {path.stem for path in folder.glob("*.png")}
-    records = provenance.read_json(folder / "claims.json") or {"claims": {}}
-    problems = {
-        "figures declared but not written": names - written,
-        "figures written but not declared": written - names,
-        "claims neither recorded nor declared as not run": own_claims - set(records["claims"]),
-    }
-    found = [f"{text}: {', '.join(sorted(which))}" for text, which in problems.items() if which]
-    if found:
-        raise RunError("; ".join(found))
-
-
-def _publish(source, target):
-    """Move the results of a run to their place and remove those the notebook no longer has."""
-    files = [path for path in source.glob("*") if path.suffix in RESULTS]
-    for path in files:
-        provenance.write(target / path.name, path.read_bytes())
-    for path in target.glob("*"):
-        if path.suffix in RESULTS and path.name not in {file.name for file in files}:
-            path.unlink()
-
-
-def _write_notebook(path, notebook):
-    provenance.write(path, (nbformat.writes(notebook) + "\n").encode())
-
-
-def update(project, name):
-    """Run the default profile and write its outputs back into the notebook itself."""
-    copy = execute(project, name)
-    notebook, executed = project.read(name), nbformat.read(copy, as_version=4)
-    for cell, ran in zip(notebook.cells, executed.cells, strict=True):
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
-    normalise(notebook, keep_stderr=False)
-    _write_notebook(project.notebook(name), notebook)
-    # Make compares times: the copy is the run of the notebook just written.
-    os.utime(copy)
-
-
-def prepare(project, profile, folder):
-    """Write copies of all notebooks with a profile's parameters and without outputs.
-
-    Parameters
-    ----------
-    project : Project
-        Whose notebooks.
-    profile : str
-        See `notebooks.PROFILES`.
-    folder : Path
-        Where the copies go; other notebooks there are removed.
-    """
-    folder = Path(folder)
-    for path in folder.glob("*.ipynb"):
-        path.unlink()
-    for name in project.names():
-        notebook = project.read(name)
-        overrides = project.overrides(profile, name, parameters(notebook))
-        code_trees(notebook)
-        copy = papermill.execute_notebook(
-            notebook,
-            None,
-            parameters=overrides,
-            kernel_name="python3",
-            language="python",
-            prepare_only=True,
-        )
-        normalise(copy)
-        for cell in copy.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        _write_notebook(folder / f"{name}.ipynb", copy)
+from xaiutils import apart, campaign, over_seeds, provenance, runner
+from xaiutils.kernel import RunError
+from xaiutils.notebooks import PROFILES, Project, ProjectError, parameters
+from xaiutils.runner import execute, prepare, update
 
 
 def listing(project):
@@ -187,9 +27,69 @@ def listing(project):
     return "\n".join(lines)
 
 
+def describe(project, name):
+    """The parameters of one notebook, and what the other profiles make of them, as text.
+
+    Parameters
+    ----------
+    project : Project
+    name : str
+        Notebook.
+
+    Returns
+    -------
+    str
+        Values are TOML literals, as `-p` takes them.
+
+    Raises
+    ------
+    ProjectError
+        If there is no such notebook, or its parameters cell is not well-formed.
+    """
+    declared = parameters(project.read(name))
+    profiles, missing = {}, []
+    for profile in PROFILES[1:]:
+        try:
+            profiles[profile] = project.overrides(profile, name, declared)
+        except ProjectError as error:
+            missing.append(f"  --profile {profile} cannot run: {error}")
+    lines = [f"parameters of {name} (-p name value):"]
+    for p in declared.values():
+        lines.append(f"  {p.name}: {p.annotation} = {json.dumps(p.default)}  # {p.comment}")
+        lines += [
+            f"      {profile}: {json.dumps(values[p.name])}"
+            for profile, values in profiles.items()
+            if p.name in values
+        ]
+    return "\n".join(lines + missing)
+
+
+def _whole(least):
+    def convert(text):
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not allowed; allowed: whole numbers from {least}"
+            )
+        return number
+
+    return convert
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m xaiutils.run", description=__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="notebook, e.g. 02_lime_limit")
+    parser = argparse.ArgumentParser(
+        prog="python -m xaiutils.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebook, e.g. 02_lime_limit")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this text; with NAME also its parameters"
+    )
     parser.add_argument("--profile", default="default", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument(
         "-p",
@@ -201,7 +101,31 @@ def _parser():
         help="set a parameter; the value is a TOML literal",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="place of the executed copy")
-    what = parser.add_mutually_exclusive_group()
+    many = parser.add_argument_group("many runs, each in a process of its own")
+    many.add_argument(
+        "--seeds",
+        nargs="+",
+        type=_whole(0),
+        metavar="SEED",
+        help="run once per seed into build/<profile>-seeds/NAME/seed-SEED/ and sum up the claims "
+        "over seeds; a seed whose results are current is not run again",
+    )
+    where = many.add_mutually_exclusive_group()
+    where.add_argument(
+        "--jobs",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="runs at once on this machine, each on cores // N of its cores (default 1)",
+    )
+    where.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="let the workers of this dask.distributed scheduler do the runs, e.g. "
+        "tcp://node1:8786; workers are processes of one thread each that see this very folder "
+        "and have this environment",
+    )
+    what = parser.add_argument_group("instead of a run").add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="list notebooks and their parameters")
     what.add_argument("--update", action="store_true", help="write the outputs into the notebook")
     what.add_argument(
@@ -213,30 +137,78 @@ def _parser():
     return parser
 
 
+def _misuse(args):
+    """What is wrong with a combination of options, or None."""
+    many = bool(args.seeds or args.jobs > 1 or args.dask or len(args.names) > 1)
+    doubled = {name for name in args.names if args.names.count(name) > 1}
+    seeds = args.seeds or []
+    rules = {
+        "give either NAME or one of --list, --prepare": bool(args.names)
+        == bool(args.list or args.prepare),
+        "--update runs the default profile of one notebook and takes no other option": args.update
+        and (args.profile != "default" or args.given or args.output or many),
+        "--list and --prepare take no option for many runs": many and not args.names,
+        "--output is for a single run": many and args.output,
+        f"NAME is given twice: {', '.join(sorted(doubled))}": doubled,
+        "--seeds has a seed twice": len(set(seeds)) < len(seeds),
+        "give the seed by -p or by --seeds": seeds and "seed" in dict(args.given),
+    }
+    return next((text for text, broken in rules.items() if broken), None)
+
+
+def _many(project, args):
+    """Do several runs and sum up the claims over seeds; returns 0, or 1 if a run failed."""
+    given = tuple(map(tuple, args.given))
+    jobs = [
+        apart.Job(str(project.root), name, args.profile, given, seed)
+        for name in args.names
+        for seed in args.seeds or [None]
+    ]
+    outcomes = campaign.run(jobs, args.jobs, args.dask)
+    for name in args.names if args.seeds else []:
+        own = {job.seed: job for job in jobs if job.name == name}
+        good = {s: runner.plan(**j.arguments()) for s, j in own.items() if not outcomes[j].code}
+        if good:
+            text, path = over_seeds.write(project, good, [s for s in own if s not in good])
+            print(f"\n{text}\nwrote {os.path.relpath(path)}")
+    return int(any(outcome.code for outcome in outcomes.values()))
+
+
 def main(argv=None, project=None):
-    """Command line; returns 0, 1 for a failed run or 2 for what is not allowed."""
+    """Command line; returns 0, 1 for a failed run, 2 for what is not allowed, 130 for Ctrl-C."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     project = project or Project(provenance.ROOT)
-    if bool(args.name) == bool(args.list or args.prepare):
-        parser.error("give either NAME or one of --list, --prepare")
-    if args.update and (args.profile != "default" or args.given or args.output):
-        parser.error("--update runs the default profile and takes no other option")
+    single = args.names[0] if len(args.names) == 1 else None
+    where = f"{single or 'notebooks'}: "
     try:
+        if args.help:
+            parser.epilog = "\n\n".join(describe(project, name) for name in args.names)
+            parser.print_help()
+            return 0
+        if problem := _misuse(args):
+            parser.error(problem)
         if args.list:
             print(listing(project))
         elif args.prepare:
             prepare(project, *args.prepare)
         elif args.update:
-            update(project, args.name)
-        else:
-            copy = execute(project, args.name, args.profile, args.given, args.output)
+            update(project, single)
+        elif single and not args.seeds and not args.dask:
+            copy = execute(project, single, args.profile, args.given, args.output)
             print(f"wrote {os.path.relpath(copy)}")
+        else:
+            where = ""  # the error says which of the runs it is about
+            try:
+                return _many(project, args)
+            except KeyboardInterrupt:
+                print("stopped; the same command goes on with what is left", file=sys.stderr)
+                return apart.STOPPED
     except ProjectError as error:
-        print(f"error: {args.name or 'notebooks'}: {error}", file=sys.stderr)
+        print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"\nfailed: {args.name}: {error}", file=sys.stderr)
+        print(f"\nfailed: {single}: {error}", file=sys.stderr)
         return 1
     return 0
 

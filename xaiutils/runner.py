@@ -26,8 +26,6 @@ class Plan:
 
     Parameters
     ----------
-    root : Path
-        Folder of the working copy.
     name : str
         Notebook.
     label : str
@@ -47,7 +45,6 @@ class Plan:
         Folder of figures and records.
     """
 
-    root: Path
     name: str
     label: str
     notebook: nbformat.NotebookNode
@@ -108,7 +105,6 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
         figures = seeds_folder(project, label, name) / f"seed-{seed}"
         copy = figures / f"{name}.ipynb"
     return Plan(
-        root=project.root,
         name=name,
         label=label,
         notebook=notebook,

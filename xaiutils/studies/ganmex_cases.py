@@ -47,7 +47,7 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = 
     problem, model = problems.load(run.problem, run.size), models.classifier(run).to(place)
     rng = np.random.default_rng(seed)
     labels = problem.test_labels.numpy()
-    rows = rng.permutation(len(labels))[: max(8 * n, 2000)]
+    rows = rng.permutation(len(labels))[: max(8 * n, 2000) if pairs is None else len(labels)]
     right = predicted(model, problem.test_images[rows]) == labels[rows]
     rows = rows[right]
     if pairs is None:
@@ -58,6 +58,8 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = 
         else:
             target = (source + rng.integers(1, classes, len(rows))) % classes
     else:
+        if run.problem == "scenes" and any(a ^ b == 3 for a, b in pairs):
+            raise ValueError(f"pairs of scenes must differ in the digit or the scene: {pairs}")
         chosen = [(rows[labels[rows] == source][:n], target) for source, target in pairs]
         rows = np.concatenate([part for part, _ in chosen])
         source = labels[rows]

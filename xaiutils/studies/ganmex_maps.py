@@ -17,7 +17,7 @@ STEPS = 50  # intervals of integrated gradients
 
 
 def explain(
-    case: Case, baseline, method: str, *, model: torch.nn.Module | None = None, one_vs_one=True
+    case: Case, baseline, method: str, *, model: torch.nn.Module | None = None, against_target=True
 ) -> np.ndarray:
     """Maps (n, C, H, W) of the logit difference source - target, or of the source's logit alone.
 
@@ -25,7 +25,7 @@ def explain(
     shared out among them equally.
     """
     model = case.model if model is None else model
-    against = case.target if one_vs_one else None
+    against = case.target if against_target else None
     x, source = case.images, case.source
     if method == "IG":
         return attribution.integrated_gradients(
@@ -106,19 +106,20 @@ def own_share(table: pd.DataFrame, first: str, second: str) -> intervals.Estimat
     `table` is of `removal`. Shares are ratios of means, as some images hardly change.
     """
     own = [table[(table["ranking"] == f) & (table["filler"] == f)] for f in (first, second)]
-    values = [part[["aopc", "full"]].to_numpy() for part in own]
+    values = [part.sort_values("image")[["aopc", "full"]].to_numpy() for part in own]
     return two_samples(_difference_of_ratios, *values, paired=True)
 
 
 def ratio(table: pd.DataFrame, filler: str, first: str, second: str) -> intervals.Estimate:
     """Mean AOPC of the ranking `first` over that of `second`, with one filler."""
-    rows = table[table["filler"] == filler].set_index("ranking")["aopc"]
+    rows = table[table["filler"] == filler].sort_values("image").set_index("ranking")["aopc"]
     return two_samples(_ratio, rows[first], rows[second], paired=True)
 
 
 def contrast(table: pd.DataFrame, method: str, baseline: str) -> intervals.Estimate:
     """Mean share in the digit's box where the digit differs, minus that where the scene does."""
     rows = table[(table["method"] == method) & (table["baseline"] == baseline)]
+    rows = rows[rows["in box"].notna()]
     inside = rows["in box"].to_numpy()
     is_object = rows["is_object"].to_numpy(bool)
     return two_samples(_difference, inside[is_object], inside[~is_object], paired=False)
@@ -147,7 +148,7 @@ def conversion(case: Case, maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
              "converted": r.converted, "blanked": r.blanked}
         )
         for name, r in found.items()
-    )  # fmt: skip
+    ).reset_index(drop=True)  # fmt: skip
 
 
 def localisation(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd.DataFrame:
@@ -179,39 +180,40 @@ def localisation(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd
 
 
 def cascade(
-    case: Case, baselines: Mapping[str, np.ndarray], *, seed: int = 0, retrained: bool = False
+    case: Case,
+    baselines: Mapping[str, np.ndarray],
+    *,
+    seeds: Sequence[int] = (0,),
+    retrained: bool = False,
 ) -> pd.DataFrame:
     """Similarity of integrated gradients to those of the model with randomised layers.
 
-    Rows (baseline, layers, image) with columns signed, absolute, within (the pixels that the
-    baseline changes visibly) and ssim. `retrained` adds GANMEX's baselines made against each
-    randomised classifier (for the case's problem and size they must be among the trainings).
+    Rows (run, baseline, layers, image), a run being one draw of random weights, with columns
+    signed, absolute, within (the pixels that the baseline changes visibly) and ssim. `retrained`
+    adds GANMEX's baselines made against each randomised classifier, which must be among the
+    trainings for the case's problem and size; the one seed is that of the case's run.
     """
+    if retrained:
+        seeds = (case.run.seed,)
     original = {name: explain(case, b, "IG") for name, b in baselines.items()}
     rows = []
-    for k, (_, model) in enumerate(sanity.cascade(case.model, seed=seed)):
-        fresh = dict(baselines)
-        if retrained:
-            variant = f"randomised {k}" if k else "GANMEX"
-            fresh["GANMEX, retrained"] = generated(case, variant)
-        for name, b in fresh.items():
-            before = original["GANMEX" if name.endswith("retrained") else name]
-            after = explain(case, b, "IG", model=model)
-            support = changed(case.images, b)
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "baseline": name,
-                        "layers": k,
-                        "image": np.arange(len(b)),
-                        "signed": sanity.similarity(before, after, "signed"),
-                        "absolute": sanity.similarity(before, after, "absolute"),
-                        "within": sanity.similarity(before, after, "within", support),
-                        "ssim": sanity.similarity(before, after, "ssim"),
-                    }
-                )
-            )
+    for seed in seeds:
+        for k, (_, model) in enumerate(sanity.cascade(case.model, seed=seed)):
+            fresh = dict(baselines)
+            if retrained:
+                variant = f"randomised {k}" if k else "GANMEX"
+                fresh["GANMEX, retrained"] = generated(case, variant)
+            for name, b in fresh.items():
+                before = original["GANMEX" if name.endswith("retrained") else name]
+                after = explain(case, b, "IG", model=model)
+                key = {"run": seed, "baseline": name, "layers": k, "image": np.arange(len(b))}
+                rows.append(pd.DataFrame(key | _similar(before, after, changed(case.images, b))))
     return pd.concat(rows, ignore_index=True)
+
+
+def _similar(before, after, support) -> dict[str, np.ndarray]:
+    found = {how: sanity.similarity(before, after, how) for how in ("signed", "absolute", "ssim")}
+    return found | {"within": sanity.similarity(before, after, "within", support)}
 
 
 def agreement(maps: Mapping[tuple[str, str], np.ndarray], case: Case, baselines) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from xaiutils import assets, ganmex, problems, runtime, sanity, trained
+from xaiutils import assets, gan_networks, ganmex, problems, runtime, sanity, trained
 from xaiutils.classifiers import small
 
 MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pixels
@@ -59,7 +59,9 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Of its file."""
         words = f"gan {self.problem} {self.size} {self.variant} {self.seed}".lower()
-        return "-".join(words.replace(",", "").split()) + self.scale.removeprefix("laptop")
+        return "-".join(words.replace(",", "").split()) + (
+            "-paper" if self.scale == "paper" else ""
+        )
 
 
 def runs() -> list[Run]:
@@ -71,8 +73,8 @@ def runs() -> list[Run]:
     for variant in ("no similarity", "no critic", "own head"):
         chosen += [Run("digits", 16, variant, seed) for seed in SEEDS]
         chosen += [Run(name, REPEATED[name], variant) for name in ("coloured digits", "scenes")]
-    chosen += [Run("digits", 16, variant) for variant in ("StarGAN", "no cycle")]
-    chosen += [Run(name, REPEATED[name], "weights 1, 2, 1") for name in ("digits", "scenes")]
+    once = ("StarGAN", "no cycle", "weights 1, 2, 1")
+    chosen += [Run("digits", 16, variant) for variant in once]
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
     return list(dict.fromkeys(chosen))
@@ -98,6 +100,8 @@ def settings(run: Run) -> ganmex.Settings:
     """Width, length and weights of a training."""
     batch = {"colours": 10, "scenes": 8, "one scene": 16}.get(run.problem, 3)
     chosen = {"per_class": batch}
+    if run.scale not in ("laptop", "paper"):
+        raise ValueError(f'scale must be "laptop" or "paper", got {run.scale!r}')
     if run.scale == "paper":
         chosen |= PAPER
     elif run.size == 16:
@@ -140,9 +144,17 @@ def recipe(run: Run) -> trained.Recipe:
         return {"flips": flips, "distance": (x - made).abs().mean().item()}
 
     family = small.explained(run.problem)
+    random = run.variant.startswith("randomised")
     key = trained.key(
+        *((sanity._cascade, sanity._randomise) if random else ()),
         *(ganmex.Generator, ganmex.Critic, ganmex.critic_losses, ganmex.generator_losses),
-        *(ganmex.Batches, ganmex.Training, ganmex.generator, ganmex._Residual, ganmex._normed),
+        *(
+            ganmex.Batches,
+            ganmex.Training,
+            ganmex.generator,
+            gan_networks._Residual,
+            gan_networks._normed,
+        ),
         small.recipe(run.problem, run.size, family, run.seed).key,
         dataclasses.asdict(chosen) | run._asdict(),
     )
@@ -173,4 +185,7 @@ def _variant(name: str) -> dict:
         return {}
     if name in VARIANTS:
         return VARIANTS[name]
+    if name not in WEIGHTS:
+        known = ", ".join((*VARIANTS, *WEIGHTS))
+        raise ValueError(f"variant must be N iterations, randomised N or one of {known}: {name!r}")
     return dict(zip(("classifier", "similarity"), WEIGHTS[name], strict=True))

@@ -22,9 +22,6 @@ from xaiutils.studies.ganmex_cases import (
     predicted,
 )
 
-# One value per image; see `measure`.
-MEASURES = ("flips", "p_target", "twin", "transfer", "all judges", "L1", "L2", "to nearest")
-
 
 def measure(case: Case, images: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Qualities of baselines, one row per baseline and image.
@@ -141,6 +138,8 @@ def two_samples(
         Rows of the two belong together.
     """
     parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
+    if paired and len(parts[0]) != len(parts[1]):
+        raise ValueError(f"paired tables must be as long: {len(parts[0])}, {len(parts[1])} rows")
     seeds = (seed, seed if paired else seed + 1)
     draws = [
         intervals.resamples(len(part), seed=s) @ part / len(part)
@@ -153,7 +152,13 @@ def two_samples(
 
 
 def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> intervals.Estimate:
-    """The estimate that decides whether all lie above a threshold, or all below it."""
+    """The estimate that decides whether all lie above a threshold, or all below it.
+
+    One that could not be measured, NaN, decides over all others.
+    """
+    unknown = [found for found in estimates if np.isnan(found.value)]
+    if unknown:
+        return unknown[0]
     if above:
         return min(estimates, key=lambda found: found.low)
     return max(estimates, key=lambda found: found.high)

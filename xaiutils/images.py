@@ -1,0 +1,43 @@
+"""Checked images in natural units, and random numbers that belong to an image."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def as_images(x, name: str = "x") -> np.ndarray:
+    """`x`, called `name`, as one image (C, H, W) or a batch (n, C, H, W), floating, in [0, 1].
+
+    Nothing is copied. ValueError if it is none of these.
+    """
+    x = as_floating(x, name)
+    if x.ndim not in (3, 4):
+        raise ValueError(f"{name} must be images (C, H, W) or (n, C, H, W), got shape {x.shape}")
+    if x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"{name} must be in natural units [0, 1], got [{x.min()}, {x.max()}]")
+    return x
+
+
+def as_batch(x, name: str = "x") -> np.ndarray:
+    """`as_images` of a batch (n, C, H, W) that is not empty; ValueError for any other."""
+    x = as_images(x, name)
+    if x.ndim != 4 or not len(x):
+        raise ValueError(f"{name} must be a batch of images (n, C, H, W), got shape {x.shape}")
+    return x
+
+
+def as_floating(x, name: str = "x") -> np.ndarray:
+    """`x`, called `name`, as a floating array of any shape and range; ValueError if it is not."""
+    x = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} must be floating, got {x.dtype}; divide uint8 images by 255")
+    return x
+
+
+def rng(seed: int, image) -> np.random.Generator:
+    """Generator of one image: another image draws independently, whatever came before it."""
+    content = np.ascontiguousarray(image, dtype=np.float32)
+    return np.random.default_rng([seed, zlib.crc32(content)])
