@@ -102,7 +102,7 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
     if seed is not None:
         overrides["seed"] = lookup(declared, "seed").check(seed)
         label += "-seeds"
-        figures = seeds_folder(project, label, name) / f"seed-{seed}"
+        figures = project.root / "build" / label / name / f"seed-{seed}"
         copy = figures / f"{name}.ipynb"
     return Plan(
         name=name,
@@ -116,11 +116,6 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
         copy=Path(output or copy).absolute(),
         figures=figures,
     )
-
-
-def seeds_folder(project, label, name):
-    """Folder of all runs of the notebook `name` with different seeds."""
-    return project.root / "build" / label / name
 
 
 def execute(project, name, profile="default", given=(), output=None, seed=None):
