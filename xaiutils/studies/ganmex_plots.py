@@ -44,6 +44,7 @@ _WORDS = {
     "ssim": "SSIM",
     "drop": "drop of the logit difference",
     "converted": "share converted to the target",
+    "flip size": "smallest share of b that flips the class",
 }
 
 
