@@ -27,6 +27,7 @@ VARIANTS = {
     "StarGAN": {"own_head": True, "classifier": 1.0, "similarity": 0.0},
     "weights 1, 2, 1": {"classifier": 1.0, "similarity": 2.0, "cycle": 1.0},
 }
+LOSSES = ("no similarity", "no critic", "own head")  # each is taken away in turn
 # Shorter trainings of the main generators: how many iterations does it take?
 SHORTER = {"digits": (100, 300, 1000), "scenes": (100, 300, 1000)}
 # Weights of classifier and similarity around the authors' 100 and 20, by name of the variant.
@@ -70,9 +71,10 @@ def runs() -> list[Run]:
     chosen += [Run(name, MAIN[name], f"{n} iterations") for name in SHORTER for n in SHORTER[name]]
     chosen += [Run(*pair, seed=seed) for pair in REPEATED.items() for seed in SEEDS]
     chosen += [Run(*pair, "100 iterations", s) for pair in REPEATED.items() for s in SEEDS]
-    for variant in ("no similarity", "no critic", "own head"):
+    for variant in LOSSES:
         chosen += [Run("digits", 16, variant, seed) for seed in SEEDS]
-        chosen += [Run(name, REPEATED[name], variant) for name in ("coloured digits", "scenes")]
+        chosen += [Run("coloured digits", 16, variant)]
+    chosen += [Run("scenes", 32, "no critic"), Run("colours", 28, "weights 1, 2, 1")]
     once = ("StarGAN", "no cycle", "weights 1, 2, 1")
     chosen += [Run("digits", 16, variant) for variant in once]
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
