@@ -16,10 +16,12 @@ SHELL := /bin/sh
 ifeq ($(strip $(VENV)),)
 PYTHON := python
 STAMP :=
+SITE_STAMP :=
 else
 PYTHON := $(VENV)/bin/python
 # Written last: an environment without it is not complete.
 STAMP := $(VENV)/.complete
+SITE_STAMP := $(VENV)/.site
 endif
 
 # Kernels start in the notebook's folder and must find the package wherever it is not installed.
@@ -37,14 +39,15 @@ endif
 EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
-  $(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*)
+  $(filter-out xaiutils/site/%,$(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
 
-.PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock $(UPDATES)
+.PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock \
+  site test-site $(UPDATES)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (26 min)
 
@@ -94,12 +97,26 @@ clean: ## remove what was generated; keeps .venv, the cache and committed figure
 retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (3 h)
 	$(PYTHON) -m xaiutils.trained
 
-lock: ## pin pyproject.toml: requirements.lock and environment.yml (needs uv)
+site: | $(SITE_STAMP) ## write build/site/, web pages of all this (20 s; first time 2 min)
+	rm -rf build/site
+	$(PYTHON) -m xaiutils.site.collect
+	$(PYTHON) -m sphinx -q -W --keep-going -c xaiutils/site -d build/site-doctrees \
+	  build/site-source build/site
+
+test-site: site ## write them, check them in Chromium (2 min)
+	$(PYTHON) -m pytest tests/site
+
+lock: ## pin pyproject.toml: requirements*.lock and environment.yml (needs uv)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	  --extra test --extra lab --output-file requirements.lock pyproject.toml
 	sed '/^  - pip:$$/q' environment.yml > environment.yml.new
 	sed 's/.*/      - "&"/' requirements.lock >> environment.yml.new
 	mv environment.yml.new environment.yml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --extra test --extra lab --extra site --constraints requirements.lock \
+	  --output-file requirements-site.lock pyproject.toml
+	grep -vxFf requirements.lock requirements-site.lock > requirements-site.lock.new
+	mv requirements-site.lock.new requirements-site.lock
 
 # Make an environment unless there is one; disk space is checked where torch brings CUDA along.
 $(VENV)/.complete: requirements.lock
@@ -121,4 +138,9 @@ $(VENV)/.complete: requirements.lock
 	  "$$python" -m venv "$(VENV)"; fi
 	$(PYTHON) -m pip install --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What the web pages need on top; nothing of requirements.lock changes.
+$(VENV)/.site: requirements-site.lock $(STAMP)
+	$(PYTHON) -m pip install --disable-pip-version-check -r requirements-site.lock
 	@touch $@

@@ -31,10 +31,25 @@ def test_conda_and_pip_get_the_same_pins():
     assert len(lock) > 100
 
 
-def test_lock_pins_every_line_and_names_no_host_or_path():
-    for line in (PROJECT.root / "requirements.lock").read_text().splitlines():
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-site.lock"])
+def test_lock_pins_every_line_and_names_no_host_or_path(name):
+    for line in (PROJECT.root / name).read_text().splitlines():
         assert "==" in line.split(";")[0], line
         assert "/" not in line, line
+
+
+def test_the_web_pages_change_no_other_pin():
+    lines = {
+        name: (PROJECT.root / name).read_text().splitlines()
+        for name in ("requirements.lock", "requirements-site.lock")
+    }
+    # A package may stand in both for other versions of Python, never with another version.
+    pins = {name: {line.split(";")[0].strip() for line in lines[name]} for name in lines}
+    named = {name: {pin.split("==")[0] for pin in pins[name]} for name in pins}
+    both = named["requirements.lock"] & named["requirements-site.lock"]
+    shared = {p for p in pins["requirements-site.lock"] if p.split("==")[0] in both}
+    assert shared <= pins["requirements.lock"]
+    assert {"sphinx", "playwright"} <= named["requirements-site.lock"]
 
 
 def test_make_lists_its_targets_first():
@@ -42,8 +57,8 @@ def test_make_lists_its_targets_first():
     env = {key: value for key, value in os.environ.items() if "MAKE" not in key}
     done = subprocess.run(["make"], cwd=PROJECT.root, env=env, capture_output=True, text=True)
     listed = {line.split()[1] for line in done.stdout.splitlines()}
-    wanted = "help figures test verify notebooks lab bench claims lint clean retrain lock"
-    assert listed == set(wanted.split())
+    wanted = "help figures test verify notebooks lab bench claims lint clean retrain lock "
+    assert listed == set((wanted + "site test-site").split())
 
 
 def test_there_is_a_notebook_and_a_ledger():

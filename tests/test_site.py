@@ -1,0 +1,140 @@
+"""What goes into the web pages: figures with their alt texts, links, verdicts, citations."""
+
+import base64
+import copy
+import json
+import struct
+
+import nbformat
+import pytest
+
+from xaiutils.notebooks import ProjectError
+from xaiutils.site import collect
+
+ALT = "Two lines that cross, the first one dashed, the second one rising."
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", 828, 400)
+
+
+def picture(alt=ALT):
+    return nbformat.v4.new_output(
+        "display_data",
+        data={"image/png": base64.b64encode(PNG).decode()},
+        metadata={"image/png": {"alt": alt}},
+    )
+
+
+@pytest.fixture
+def tiny(make_project):
+    """A project with one executed notebook: one figure, one cell without."""
+    project = make_project('figures.savefig("line", fig, data=d, alt=a)', "print(1)")
+    notebook = project.read("tiny")
+    table = (
+        "# Lines\n\n| | figure | question |\n|:--|:--|:--|\n| a | `line` | Is `x` up? *(ours)* |"
+    )
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(table))
+    notebook.cells[2].outputs = [picture()]
+    record = project.figures("default", "tiny") / "line.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"alt": ALT}))
+    return project, notebook
+
+
+def test_a_figure_takes_name_alt_question_and_size(tiny):
+    project, notebook = tiny
+    (figure,) = collect.take_figures(project, "tiny", notebook)
+    assert (figure.name, figure.alt, figure.question) == ("line", ALT, "Is x up?")
+    assert (figure.width, figure.height, figure.content) == (828, 400, PNG)
+    shown = notebook.cells[2].outputs[0].data["text/html"]
+    assert f'alt="{ALT}"' in shown
+    assert 'class="picture wide" id="figure-line"' in shown
+    assert "image/png" not in notebook.cells[2].outputs[0].data
+
+
+def test_alt_texts_are_escaped():
+    figure = collect.Figure("tiny", "line", 'a "b" < c', "", PNG)
+    assert 'alt="a &quot;b&quot; &lt; c"' in figure.html()
+
+
+def test_another_alt_than_that_of_the_record_is_refused(tiny):
+    project, notebook = tiny
+    notebook.cells[2].outputs = [picture("Something else that the notebook showed before.")]
+    with pytest.raises(ProjectError, match=r"tiny, cell 3.*Something else.*Two lines"):
+        collect.take_figures(project, "tiny", notebook)
+
+
+def test_a_figure_without_record_is_refused(tiny):
+    project, notebook = tiny
+    (project.figures("default", "tiny") / "line.json").unlink()
+    with pytest.raises(ProjectError, match=r"line\.json says None"):
+        collect.take_figures(project, "tiny", notebook)
+
+
+@pytest.mark.parametrize("cell, outputs", [(2, []), (2, [picture(), picture()]), (3, [picture()])])
+def test_pictures_that_savefig_did_not_make_are_refused(tiny, cell, outputs):
+    project, notebook = tiny
+    notebook.cells[cell].outputs = outputs
+    with pytest.raises(ProjectError, match=f"cell {cell + 1}: {len(outputs)} pictures"):
+        collect.take_figures(project, "tiny", notebook)
+
+
+def test_only_a_notebook_run_to_its_end_is_executed(tiny):
+    _, notebook = tiny
+    for cell in notebook.cells[1:]:
+        assert not collect.is_executed(notebook)
+        cell.execution_count = 1
+    assert collect.is_executed(notebook)
+
+
+def test_links_lead_to_pages_or_disappear(tiny):
+    project, notebook = tiny
+    figure = collect.Figure("tiny", "line", ALT, "", PNG)
+    pages = [collect.Page("tiny", notebook, [figure])]
+    text = "[a](tiny.ipynb) [`b`](claims.toml) [c](https://x.org) [d](#e) [f](../figures/tiny#g)"
+    shown = "[a](tiny.ipynb) `b` [c](https://x.org) [d](#e) [f](tiny.ipynb#g)"
+    assert collect.relink(text, "notebooks", project.root, pages) == shown
+    hero = collect.relink("![x](figures/tiny/line.png)", "", project.root, pages)
+    assert hero == figure.html()
+    code = "```\n[a](nowhere.md)\n```"
+    assert collect.relink(code, "notebooks", project.root, pages) == code
+    with pytest.raises(ProjectError, match=r"nowhere\.md leads to nothing"):
+        collect.relink("[a](nowhere.md)", "notebooks", project.root, pages)
+
+
+def test_verdicts_become_badges():
+    row = "| `a` the **holds** word | **holds** | **not run** |"
+    marked = "| `a` the **holds** word | [holds]{.verdict .holds} | [not run]{.verdict .not-run} |"
+    assert collect.mark_verdicts(row) == marked
+
+
+def test_code_is_folded_and_players_are_named(tiny):
+    project, notebook = tiny
+    player = nbformat.v4.new_output("display_data", data={"text/html": "<audio controls></audio>"})
+    notebook.cells[3].outputs = [player, copy.deepcopy(player)]
+    page = collect.Page("tiny", notebook, [])
+    shown = nbformat.reads(collect.prepare(page, project.root, [page]), as_version=4)
+    assert [c.metadata.get("tags") for c in shown.cells] == [
+        None, ["parameters", "hide-input"], ["hide-input"], ["hide-input"],
+    ]  # fmt: skip
+    labels = [o.data["text/html"].split('"')[1] for o in shown.cells[3].outputs]
+    assert labels == ["Sound 1", "Sound 2"]
+
+
+def test_a_page_has_a_short_label():
+    assert collect.Page("02_lime_limit", None, []).label == "2 LIME limit"
+    assert collect.Page("01_adversarial_audio", None, []).label == "1 Adversarial audio"
+
+
+def test_a_paper_is_cited_as_text_and_bibtex():
+    work = {
+        "type": "conference-paper",
+        "title": "On X",
+        "authors": [{"family-names": "Doe", "given-names": "Ann"}, {"name": "The Xs"}],
+        "collection-title": "Proc. X",
+        "year": 2021,
+    }
+    text, entry = collect.cited(work)
+    assert text == "Ann Doe, The Xs: *On X*. Proc. X, 2021."
+    assert entry == (
+        "@inproceedings{doe2021,\n  title = {{On X}},\n  author = {Doe, Ann and {The Xs}},\n"
+        "  booktitle = {Proc. X},\n  year = {2021}\n}"
+    )

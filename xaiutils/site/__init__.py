@@ -1,0 +1,1 @@
+"""The notebooks, figures and ledger as a static web site (`make site`)."""

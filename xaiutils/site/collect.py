@@ -1,0 +1,325 @@
+"""Write what Sphinx reads: notebooks, figures, ledger and start page, from what is committed.
+
+``python -m xaiutils.site.collect`` fills `build/site-source/`; nothing is run.
+"""
+
+import base64
+import html
+import os
+import posixpath
+import re
+import shutil
+import struct
+import sys
+from dataclasses import dataclass
+
+import jinja2
+import nbformat
+import yaml
+
+from xaiutils import claims, provenance
+from xaiutils.notebooks import Project, ProjectError, figure_names
+
+_LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
+_FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_ABBREVIATIONS = ("LIME", "GANMEX")
+_WIDE = 500  # pixels; a figure of one column of text has 396
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a page, with the paths it has on the site."""
+
+    notebook: str
+    name: str
+    alt: str
+    question: str
+    content: bytes
+
+    @property
+    def png(self):
+        """Path of the picture."""
+        return f"figures/{self.notebook}/{self.name}.png"
+
+    @property
+    def page(self):
+        """Place in the page of its notebook."""
+        return f"{self.notebook}.html#figure-{self.name}"
+
+    @property
+    def width(self):
+        """Pixels, from the header of the PNG file."""
+        return struct.unpack(">I", self.content[16:20])[0]
+
+    @property
+    def height(self):
+        """Pixels, from the header of the PNG file."""
+        return struct.unpack(">I", self.content[20:24])[0]
+
+    def html(self):
+        """The picture with links to itself and to its numbers."""
+        kind = "picture wide" if self.width > _WIDE else "picture"
+        numbers = self.png.removesuffix("png") + "json"
+        return (
+            f'<figure class="{kind}" id="figure-{self.name}">\n<div class="scroll">'
+            f'<a href="{self.png}"><img class="dark-light" loading="lazy" src="{self.png}" '
+            f'width="{self.width}" height="{self.height}" alt="{html.escape(self.alt)}"></a></div>'
+            f'\n<figcaption><code>{self.name}</code> · <a href="{self.png}">full size</a> · '
+            f'<a href="{numbers}">numbers, parameters and hashes</a></figcaption>\n</figure>\n'
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    """An executed notebook and its figures."""
+
+    name: str
+    notebook: nbformat.NotebookNode
+    figures: list[Figure]
+
+    @property
+    def title(self):
+        """First heading."""
+        return self.notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+    @property
+    def label(self):
+        """Short name for the bar on top: "01_lime_limit" becomes "1 LIME limit"."""
+        number, *words = self.name.split("_")
+        words[0] = words[0].capitalize()
+        upper = [w.upper() if w.upper() in _ABBREVIATIONS else w for w in words]
+        return " ".join([number.lstrip("0"), *upper])
+
+    @property
+    def summary(self):
+        """Paper, question and answer: the paragraphs of the first cell that say so."""
+        paragraphs = self.notebook.cells[0].source.split("\n\n")
+        return "\n\n".join(
+            p for p in paragraphs if p.startswith(("*Companion", "**The question", "**The answer"))
+        )
+
+
+def is_executed(notebook):
+    """Whether every code cell has been run."""
+    return all(c.execution_count for c in notebook.cells if c.cell_type == "code")
+
+
+def take_figures(project, name, notebook):
+    """Find the figures among the outputs, and put HTML with their alt texts in their place.
+
+    The k-th picture of a cell belongs to its k-th call of ``figures.savefig``.
+
+    Parameters
+    ----------
+    project : Project
+    name : str
+        Notebook.
+    notebook : nbformat.NotebookNode
+        Executed; its outputs are changed in place.
+
+    Returns
+    -------
+    list of Figure
+
+    Raises
+    ------
+    ProjectError
+        If pictures and calls do not match, a picture's alt text is not that of its record, or
+        there is no record.
+    """
+    questions = dict(
+        re.findall(r"^\|[^|\n]*\| `(\w+)` \| (.*?) *\|$", notebook.cells[0].source, re.M)
+    )
+    found = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code":
+            continue
+        names = figure_names(nbformat.v4.new_notebook(cells=[cell]))
+        pictures = [o for o in cell.outputs if any("image/" in m for m in o.get("data", {}))]
+        where = f"{name}, cell {number}"
+        if len(pictures) != len(names):
+            raise ProjectError(
+                f"{where}: {len(pictures)} pictures, but figures.savefig is called for "
+                f"{', '.join(names) or 'none'}; run make notebooks"
+            )
+        for output, stem in zip(pictures, names, strict=True):
+            path = project.figures("default", name) / f"{stem}.json"
+            record = provenance.read_json(path)
+            shown = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if record is None or record["alt"] != shown:
+                raise ProjectError(
+                    f"{where}: the picture {stem!r} says {shown!r}, "
+                    f"{path.name} says {record and record['alt']!r}; run make notebooks"
+                )
+            question = re.sub(r" *\*\(.*?\)\*$|`", "", questions.get(stem, ""))
+            content = base64.b64decode(output.data["image/png"])
+            found.append(Figure(name, stem, record["alt"], question, content))
+            output.data = {"text/html": found[-1].html()}
+            output.metadata = {}
+    return found
+
+
+def relink(text, folder, root, pages):
+    """Links of a file in `folder`, as they are on the site; what is not there loses its link.
+
+    Parameters
+    ----------
+    text : str
+        Markdown; code in it is left alone.
+    folder : str
+        Where the file lies, relative to `root`; "" for `root` itself.
+    root : Path
+        Working copy.
+    pages : list of Page
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ProjectError
+        If a link leads to nothing.
+    """
+    places = {f"notebooks/{page.name}.ipynb": f"{page.name}.ipynb" for page in pages}
+    places |= {f"figures/{page.name}": f"{page.name}.ipynb" for page in pages}
+    places |= {"figures/CLAIMS.md": "claims.md", "data/README.md": "data.md"}
+    places |= {"CITATION.cff": "index.md#how-to-cite", "README.md": "index.md"}
+    pictures = {figure.png: figure for page in pages for figure in page.figures}
+
+    def place(match):
+        image, label, target = match.groups()
+        if re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(folder, path))
+        if image and path in pictures:
+            return pictures[path].html()
+        if path in places:
+            return f"[{label}]({places[path]}{'#' + anchor if anchor else ''})"
+        if not (root / path).exists():
+            raise ProjectError(f"{folder or '.'}: the link {target} leads to nothing")
+        return label
+
+    parts = _FENCE.split(text)
+    return "".join(p if i % 2 else _LINK.sub(place, p) for i, p in enumerate(parts))
+
+
+def badge(verdict):
+    """A verdict, marked so that the style sheet can colour it."""
+    return f"[{verdict}]{{.verdict .{verdict.replace(' ', '-')}}}"
+
+
+def mark_verdicts(text):
+    """Tables of claims with their verdicts as badges."""
+    cell = rf"\| \*\*({'|'.join(claims.VERDICTS)})\*\*(?= \|)"
+    return re.sub(cell, lambda match: f"| {badge(match[1])}", text)
+
+
+def prepare(page, root, pages):
+    """The notebook as Sphinx shall show it: code folded away, links and tables of the site."""
+    players = 0
+    for cell in page.notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source, "notebooks", root, pages)
+            continue
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                data["text/markdown"] = mark_verdicts(data["text/markdown"])
+            if "<audio" in data.get("text/html", ""):
+                players += 1
+                label = f'<audio aria-label="Sound {players}" '
+                data["text/html"] = data["text/html"].replace("<audio ", label)
+    return nbformat.writes(page.notebook)
+
+
+def cited(work):
+    """One line of text and one BibTeX entry for a work in the terms of CITATION.cff."""
+    people = [
+        " ".join(filter(None, (a.get("given-names"), a.get("family-names")))) or a["name"]
+        for a in work["authors"]
+    ]
+    where = work.get("collection-title", "")
+    year = str(work.get("year", ""))
+    version = f"version {work['version']}" if "version" in work else ""
+    rest = ", ".join(filter(None, (where, version, year)))
+    kind = {"conference-paper": "inproceedings", "software": "software"}.get(work["type"], "misc")
+    first = work["authors"][0]
+    key = first.get("family-names", "xaiutils").lower() + year
+    fields = {
+        "title": "{" + work["title"] + "}",
+        "author": " and ".join(
+            f"{a['family-names']}, {a['given-names']}"
+            if "family-names" in a
+            else f"{{{a['name']}}}"
+            for a in work["authors"]
+        ),
+        "booktitle": where,
+        "version": str(work.get("version", "")),
+        "year": year,
+    }
+    lines = "".join(f",\n  {name} = {{{value}}}" for name, value in fields.items() if value)
+    return f"{', '.join(people)}: *{work['title']}*. {rest}.", f"@{kind}{{{key}{lines}\n}}"
+
+
+def start_page(root, pages, ledger):
+    """Markdown of the start page: what README.md says first, counts, figures, how to cite."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    introduction = relink(readme.split("\n## ")[0], "", root, pages)
+    counts = dict(re.findall(rf"^\| ({'|'.join(claims.VERDICTS)}) \| (\d+) \|$", ledger, re.M))
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    entries = [cited(work) for work in (citation, *citation["references"])]
+    loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
+    return (
+        jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined)
+        .get_template("index.md.jinja")
+        .render(
+            introduction=introduction,
+            badge=badge,
+            counts=counts,
+            total=sum(map(int, counts.values())),
+            pages=pages,
+            citation=citation,
+            works=[text for text, _ in entries],
+            bibtex="\n\n".join(entry for _, entry in entries),
+        )
+    )
+
+
+def main(project=None):
+    """Fill `build/site-source/`; returns 0, or 2 if what is committed does not fit together."""
+    project = project or Project(provenance.ROOT)
+    root, target = project.root, project.root / "build" / "site-source"
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        pages = []
+        for name in project.names():
+            notebook = project.read(name)
+            if is_executed(notebook):
+                pages.append(Page(name, notebook, take_figures(project, name, notebook)))
+            else:
+                print(f"{name}: has cells without outputs, left out")
+        ledger = (root / "figures" / "CLAIMS.md").read_text(encoding="utf-8")
+        data = (root / "data" / "README.md").read_text(encoding="utf-8")
+        files = {
+            "claims.md": mark_verdicts(relink(ledger, "figures", root, pages)),
+            "data.md": relink(data, "data", root, pages),
+            "index.md": start_page(root, pages, ledger),
+            **{f"{page.name}.ipynb": prepare(page, root, pages) for page in pages},
+        }
+    except ProjectError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, text in files.items():
+        provenance.write(target / name, text.encode())
+    for figure in (figure for page in pages for figure in page.figures):
+        provenance.write(target / "extra" / figure.png, figure.content)
+        record = project.figures("default", figure.notebook) / f"{figure.name}.json"
+        shutil.copy(record, (target / "extra" / figure.png).with_suffix(".json"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
