@@ -63,7 +63,7 @@ build/.fetched: data/assets.toml | $(STAMP)
 figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml | $(STAMP)
 	$(PYTHON) -m xaiutils.claims
 
-test: lint ## lint, unit tests, all notebooks at smoke scale (8 min)
+test: lint ## lint, unit tests, all notebooks at smoke scale (12 min)
 	$(PYTHON) -m pytest
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
