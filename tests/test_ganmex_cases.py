@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from xaiutils import ganmex, intervals, known_digits, problems
+from xaiutils import ganmex, intervals, known_digits, problems, runtime
 from xaiutils.classifiers import small
 from xaiutils.studies import ganmex_cases as cases
 from xaiutils.studies import ganmex_models as models
@@ -42,6 +42,12 @@ class Known(nn.Module):
             x, images = x.amax(1), images.amax(1)
         distance = torch.cdist(x.flatten(1), images.flatten(1))
         return -distance[:, None].masked_fill(self.others, 1e6).amin(2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded():
+    """What other tests loaded is forgotten."""
+    cases._generator.cache_clear()
 
 
 def brightest():
@@ -205,17 +211,6 @@ def test_pairs_bring_their_own_images(digits, choosing):
     assert sorted(every.rows) == np.flatnonzero(labels == 4).tolist()
 
 
-# Asking models
-
-
-def test_logits_come_in_the_order_of_the_images_however_many():
-    x = np.random.default_rng(0).random((1203, 3, 2, 2), dtype=np.float32)
-    weights = np.random.default_rng(1).normal(size=(4, 3))
-    expected = x.mean((2, 3), dtype=float) @ weights.T
-    assert_allclose(cases.logits(Reader(weights), x), expected)
-    assert_array_equal(cases.predicted(Reader(weights), x), expected.argmax(1))
-
-
 # Exact counterfactuals
 
 
@@ -228,7 +223,7 @@ def test_exact_counterfactual_of_a_colour_exchanges_two_channels(colours):
         for channel in range(3):
             assert_array_equal(truth.mask[i, channel], ink if channel in (a, b) else ~(ink | ~ink))
     assert truth.box is None and not truth.is_object.any()
-    assert_array_equal(cases.predicted(case.model, truth.images), case.target)
+    assert_array_equal(runtime.predicted(case.model, truth.images), case.target)
 
 
 @pytest.mark.parametrize("name", ["scenes", "one_scene"])
@@ -254,7 +249,7 @@ def test_exact_counterfactual_of_a_scene_changes_one_factor(name, request):
             assert opaque.any()
             assert_array_equal(made[:, opaque], x[:, opaque])
             assert (made[:, ~box] != x[:, ~box]).mean() > 0.5
-    assert_array_equal(cases.predicted(case.model, truth.images), case.target)
+    assert_array_equal(runtime.predicted(case.model, truth.images), case.target)
 
 
 def test_other_problems_have_no_exact_counterfactual(digits):
@@ -286,12 +281,14 @@ def brute_force(x, target, images, labels, distance):
     return np.array(found)
 
 
-def test_all_baselines_are_images_like_those_of_the_case(colours, generator):
+def test_baselines_are_images_like_those_of_the_case(colours, generator):
     case = case_of(colours, brightest(), rows=[7, 3, 40, 21])
-    found = cases.all_baselines(case)
     fixed = ["zero", "mean", "blur", "uniform", "Gaussian", "maximum distance"]
     of_target = ["MDTS", "MDTS (L2)", "MDTS (accepted)", "class mean", "adversarial", "exact"]
-    assert list(found) == [*fixed, *of_target, "GANMEX"]
+    names = ["GANMEX", *of_target, *fixed]
+    assert sorted(names) == sorted(cases.BASELINES)
+    found = cases.baselines_of(case, names)
+    assert list(found) == names
     for name, b in found.items():
         assert b.shape == case.images.shape and b.dtype == np.float32, name
         assert b.min() >= 0 and b.max() <= 1, name
@@ -306,11 +303,39 @@ def test_all_baselines_are_images_like_those_of_the_case(colours, generator):
     assert_array_equal(found["MDTS (L2)"], nearest.astype(np.float32))
     means = [train[labels == wanted].mean(0) for wanted in case.target]
     assert_allclose(found["class mean"], means, atol=1e-6)
-    assert_array_equal(cases.predicted(case.model, found["adversarial"]), case.target)
+    assert_array_equal(runtime.predicted(case.model, found["adversarial"]), case.target)
     assert_array_equal(found["exact"], cases.exact(case).images)
-    noisy = cases.fixed(case, seed=1)
+    noisy = cases.baselines_of(case, fixed, seed=1)
     for name in fixed:
         assert (noisy[name] == found[name]).all() == (name not in ("uniform", "Gaussian"))
+
+
+def test_only_the_baselines_that_are_named_are_computed(colours, monkeypatch):
+    """Two are: neither a search, nor a descent, nor a generator is touched."""
+    made = []
+    for name in cases.BASELINES:
+        one = lambda case, seed, name=name: made.append((name, seed)) or name  # noqa: E731
+        monkeypatch.setitem(cases.BASELINES, name, one)
+    case = case_of(colours, brightest(), rows=[3])
+    found = cases.baselines_of(case, ["uniform", "exact", "zero"], 5)
+    assert list(found.items()) == [("uniform", "uniform"), ("exact", "exact"), ("zero", "zero")]
+    assert made == [("uniform", 5), ("exact", 5), ("zero", 5)]
+
+
+def test_unknown_baselines_are_refused_before_any_work(colours, generator):
+    case = case_of(colours, brightest(), rows=[3])
+    with pytest.raises(ValueError, match=r"names must be of zero, .*exact, got 'black'"):
+        cases.baselines_of(case, ["GANMEX", "black"])
+    assert not generator.asked
+
+
+def test_generators_are_loaded_once(colours, choosing, generator):
+    choosing(colours, Known(colours.test_images, colours.test_labels))
+    for seed in (0, 1, 0):
+        case = cases.choose(Run("colours", 28, seed=seed), 2, device="cpu")
+        for variant in ("GANMEX", "no critic"):
+            cases.generated(case, variant)
+    assert len(generator.asked) == len(set(generator.asked)) == 4
 
 
 def test_accepted_samples_are_those_that_the_classifier_gets_right(colours):
@@ -320,7 +345,7 @@ def test_accepted_samples_are_those_that_the_classifier_gets_right(colours):
     judged[np.flatnonzero(labels == 2)[4]] = 2
     case = case_of(colours, Known(train, judged), rows=np.flatnonzero(colours.test_labels == 1)[:3])
     assert (case.target == 2).all()
-    found = cases.of_target(case)
+    found = cases.baselines_of(case, ["MDTS", "MDTS (accepted)"])
     only = train[np.flatnonzero(labels == 2)[4]]
     assert (found["MDTS (accepted)"] == only).all()
     assert (found["MDTS"] != only).any()
@@ -329,9 +354,8 @@ def test_accepted_samples_are_those_that_the_classifier_gets_right(colours):
 def test_where_no_exact_counterfactual_is_known_there_is_none(digits):
     rows = np.flatnonzero(digits.test_labels == 3)[:2]
     case = case_of(digits, Known(digits.train_images, digits.train_labels), rows=rows)
-    assert list(cases.of_target(case)) == [
-        "MDTS", "MDTS (L2)", "MDTS (accepted)", "class mean", "adversarial",
-    ]  # fmt: skip
+    assert cases.exact(case) is None
+    assert list(cases.baselines_of(case, ["MDTS", "exact", "zero"])) == ["MDTS", "zero"]
 
 
 def test_generated_baselines_are_of_the_targets_and_of_the_variant(colours, generator):
@@ -505,7 +529,11 @@ def test_summary_has_the_nested_mean_of_each_quantity(table):
         part = part[part[row.quantity].notna()]
         values = part[row.quantity].to_numpy(float)
         expected = intervals.nested(values, part["run"], seed=2)
-        assert row[4:] == tuple(expected)
+        low, high = expected.low, expected.high
+        if row.quantity == "hit":  # a share
+            score = intervals.wilson(int(values.sum()), len(values))
+            low, high = min(low, score[0]), max(high, score[1])
+        assert row[4:] == (expected.value, low, high, expected.n)
         assert row.value == pytest.approx(part.groupby("run")[row.quantity].mean().mean())
     gains = found[found["quantity"] == "gain"]
     assert gains["n"].sum() == table["gain"].notna().sum() < 120
@@ -515,15 +543,55 @@ def test_summary_without_runs_is_over_images(table):
     one = table[table["run"] == 1].drop(columns=["run", "method", "note"])
     found = quality.summary(one).set_index(["baseline", "quantity"])
     for name, part in one.groupby("baseline"):
-        expected = intervals.mean(part["hit"].to_numpy(float))
-        assert tuple(found.loc[name, "hit"]) == expected
-        assert found.loc[(name, "gain"), "value"] == pytest.approx(part["gain"].mean())
+        expected = intervals.mean(part["gain"].dropna())
+        assert tuple(found.loc[name, "gain"]) == expected
+        assert found.loc[(name, "hit"), "value"] == pytest.approx(part["hit"].mean())
 
 
 def test_summary_of_what_is_nowhere_known_is_not_a_number(table):
     found = quality.summary(table.assign(gain=np.nan)).set_index(["baseline", "quantity"])
     assert found.loc[("A", "gain"), ["value", "low", "high"]].isna().all()
     assert found.loc[("A", "gain"), "n"] == 0 and found.loc[("A", "hit"), "n"] == 60
+
+
+@pytest.mark.parametrize("runs", [None, np.repeat([0, 1, 2], 20)])
+@pytest.mark.parametrize("always", [True, False])
+def test_a_share_that_is_the_same_for_all_images_still_has_an_interval(always, runs):
+    made = pd.DataFrame({"baseline": "A", "image": np.arange(60), "flips": always, "L1": 1.0})
+    made = made if runs is None else made.assign(run=runs)
+    found = quality.level(made, "flips", "A")
+    z2 = 1.959964**2
+    far = z2 / (60 + z2)  # Wilson's, of all 60 rows, has this simple form at the ends
+    ends = (1, 1 - far, 1) if always else (0, 0, far)
+    assert_allclose(found[:3], ends, atol=1e-6)
+    assert found.n == 60
+    table = quality.summary(made).set_index("quantity")
+    assert tuple(table.loc["flips", ["value", "low", "high", "n"]]) == tuple(found)
+    # A number that happens to be 1 everywhere is no share.
+    assert tuple(table.loc["L1", ["value", "low", "high"]]) == (1, 1, 1)
+    assert quality.level(made, "L1", "A")[:3] == (1, 1, 1)
+
+
+def test_the_interval_of_a_share_is_never_narrower_than_that_of_the_bootstrap():
+    rng, runs = np.random.default_rng(3), np.repeat([0, 1, 2], 40)
+    made = pd.DataFrame({"baseline": "A", "image": np.arange(120), "run": runs})
+    made["flips"] = rng.random(120) < np.array([0.2, 0.5, 0.9])[runs]
+    found, plain = quality.level(made, "flips", "A"), intervals.nested(made["flips"], runs)
+    score = intervals.wilson(int(made["flips"].sum()), 120)
+    assert found == plain and plain.low < score[0] and plain.high > score[1]
+
+
+@pytest.mark.parametrize("kept", ["boolean", object])
+def test_a_share_stays_one_beside_what_is_not_known(kept):
+    known = pd.DataFrame({"baseline": "A", "image": range(30), "kept": True})
+    unknown = pd.DataFrame({"baseline": "B", "image": range(30), "kept": np.nan})
+    parts = [part.astype({"kept": kept}).assign(run=0) for part in (known, unknown)]
+    made = pd.concat(parts)  # the rows of both have the same index
+    found = quality.level(made, "kept", "A")
+    assert found.value == found.high == 1 and 0.88 < found.low < 0.89 and found.n == 30
+    rows = quality.summary(made).set_index("baseline")
+    assert rows.loc["A", "low"] == found.low and rows.loc["B", "n"] == 0
+    assert np.isnan(rows.loc["B", "value"])
 
 
 def test_differences_are_paired_by_run_and_image_whatever_the_order(table):
@@ -584,58 +652,6 @@ def test_decide_looks_at_each_rival_in_each_table():
     assert quality.decide(tables, "gain", "A", ["C"]) == each[1, "C"]
     assert quality.decide(tables, "gain", "A", ["C"], above=False) == each[0, "C"]
     assert quality.decide(tables[:1], "gain", "A", ["C"], by="method") == each[0, "C"]
-
-
-# Statistics of two samples
-
-
-def minus(means):
-    return means[..., 0] - means[..., 1]
-
-
-def halves(found):
-    return (found.high - found.low) / 2
-
-
-def test_two_samples_have_the_standard_error_of_a_difference():
-    rng = np.random.default_rng(7)
-    first, second = rng.normal(3, 1, 150), rng.normal(1, 2, 60)
-    found = quality.two_samples(minus, first, second, paired=False)
-    assert found.value == pytest.approx(first.mean() - second.mean())
-    error = np.sqrt(first.var() / 150 + second.var() / 60)
-    assert halves(found) == pytest.approx(1.96 * error, rel=0.06)
-    assert found.low < found.value < found.high and found.n == 210
-
-
-def test_pairs_keep_what_they_share():
-    rng = np.random.default_rng(8)
-    first = rng.normal(0, 5, 120)
-    second = first - 1 + rng.normal(0, 0.5, 120)
-    paired = quality.two_samples(minus, first, second, paired=True)
-    assert halves(paired) == pytest.approx(1.96 * (first - second).std() / np.sqrt(120), rel=0.06)
-    assert paired.n == 120
-    unpaired = quality.two_samples(minus, first, second, paired=False)
-    error = np.sqrt((first.var() + second.var()) / 120)
-    assert halves(unpaired) == pytest.approx(1.96 * error, rel=0.06)
-    assert unpaired.value == paired.value and unpaired.n == 240
-    assert_allclose(quality.two_samples(minus, first, first - 2, paired=True)[:3], 2)
-
-
-def test_statistics_of_several_columns_see_them_side_by_side():
-    rng = np.random.default_rng(9)
-    a, b = rng.normal(4, 1, (200, 2)), rng.normal(2, 1, (200, 1))
-
-    def statistic(means):
-        return (means[..., 0] + 10 * means[..., 1]) / means[..., 2]
-
-    found = quality.two_samples(statistic, a, b, paired=True, seed=1)
-    top = a[:, 0] + 10 * a[:, 1]
-    ratio = top.mean() / b.mean()
-    assert found.value == pytest.approx(ratio)
-    error = (top - ratio * b[:, 0]).std() / b.mean() / np.sqrt(200)  # delta method
-    assert halves(found) == pytest.approx(1.96 * error, rel=0.1)
-    assert quality.two_samples(statistic, a, b, paired=True, seed=1) == found
-    assert quality.two_samples(statistic, a, b, paired=True, seed=2) != found
 
 
 # Over trainings

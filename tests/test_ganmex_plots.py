@@ -175,22 +175,34 @@ def test_cascade_by_number_of_random_layers():
     table = estimates(baseline=["zero", "GANMEX"], layers=[2, 0, 1], quantity=["signed", "ssim"])
     fig = plots.cascade(table, ["ssim"])
     (ax,) = fig.axes
-    assert {"n = 40", "SSIM", "randomised layers", "GANMEX"} <= set(texts(fig))
+    assert {"SSIM (n = 40)", "randomised layers", "GANMEX"} <= set(texts(fig))
     assert bars(ax, 1) == ends(table[table["quantity"] == "ssim"])
     assert [round(x) for x in ax.containers[0][0].get_xdata()] == [0, 1, 2]
 
 
-def test_tradeoff_tells_all_names_apart():
-    names = [f"variant {i}" for i in range(14)]
-    table = estimates(panel=["digits", "scenes"], name=names)
-    table = table.rename(columns={"value": "L1", "low": "L1_low", "high": "L1_high"})
-    table = table.assign(transfer=0.8, transfer_low=0.7, transfer_high=0.83)
-    fig = plots.tradeoff(table)
-    assert {"digits (n = 40)", "scenes (n = 40)", *names} <= set(texts(fig))
-    first = table[table["panel"] == "digits"].rename(columns={"L1_low": "low", "L1_high": "high"})
-    assert bars(fig.axes[0], 0) == ends(first) and bars(fig.axes[0], 1) == {(0.7, 0.83)}
-    marks = {(p.get_color(), p.get_marker(), p.get_fillstyle()) for p, *_ in fig.axes[0].containers}
-    assert len(marks) == len(names)
+def test_words_of_a_panel_of_the_cascade_stay_clear_of_the_next_panel():
+    quantities = ["signed", "absolute", "within", "ssim"]
+    table = estimates(baseline=["zero", "GANMEX"], layers=[0, 1, 4], quantity=quantities)
+    fig = plots.cascade(table, quantities)
+    fig.canvas.draw()
+    spans = [ax.get_tightbbox() for ax in fig.axes]
+    assert all(a.x1 < b.x0 for a, b in pairwise(spans))
+
+
+def test_a_data_set_looks_the_same_in_all_figures():
+    every = ["digits", "coloured digits", "colours", "scenes"]
+    found = {}
+    for chosen in (every, every[1:], ["scenes", "digits"]):
+        tables = {name: estimates(baseline=["MDTS"], quantity=["L1"]) for name in chosen}
+        curve = estimates(problem=chosen, iterations=[100, 300], quantity=["L1"])
+        reference = pd.DataFrame({"problem": chosen, "quantity": "L1", "value": 0.5})
+        for fig in (plots.quality(tables, ["MDTS"], ["L1"]), plots.curve(curve, reference)):
+            for container in fig.axes[0].containers:
+                line, name = container[0], container.get_label().split(" (")[0]
+                look = line.get_color(), line.get_marker(), line.get_fillstyle()
+                found.setdefault(name, set()).add(look)
+    assert sorted(found) == sorted(every) and all(len(looks) == 1 for looks in found.values())
+    assert len(set.union(*found.values())) == 4
 
 
 def test_conversion_by_pair_and_baseline():

@@ -118,6 +118,60 @@ def test_nested_of_no_rows_is_not_a_number(groups):
     assert np.isnan(nothing[:3]).all() and nothing.n == 0
 
 
+def minus(means):
+    return means[..., 0] - means[..., 1]
+
+
+def halves(found):
+    return (found.high - found.low) / 2
+
+
+def test_two_samples_have_the_standard_error_of_a_difference():
+    rng = np.random.default_rng(7)
+    first, second = rng.normal(3, 1, 150), rng.normal(1, 2, 60)
+    found = intervals.two_samples(minus, first, second, paired=False)
+    assert found.value == pytest.approx(first.mean() - second.mean())
+    error = np.sqrt(first.var() / 150 + second.var() / 60)
+    assert halves(found) == pytest.approx(1.96 * error, rel=0.06)
+    assert found.low < found.value < found.high and found.n == 210
+
+
+def test_pairs_keep_what_they_share():
+    rng = np.random.default_rng(8)
+    first = rng.normal(0, 5, 120)
+    second = first - 1 + rng.normal(0, 0.5, 120)
+    paired = intervals.two_samples(minus, first, second, paired=True)
+    assert halves(paired) == pytest.approx(1.96 * (first - second).std() / np.sqrt(120), rel=0.06)
+    assert paired.n == 120
+    unpaired = intervals.two_samples(minus, first, second, paired=False)
+    error = np.sqrt((first.var() + second.var()) / 120)
+    assert halves(unpaired) == pytest.approx(1.96 * error, rel=0.06)
+    assert unpaired.value == paired.value and unpaired.n == 240
+    assert_allclose(intervals.two_samples(minus, first, first - 2, paired=True)[:3], 2)
+
+
+def test_statistics_of_several_columns_see_them_side_by_side():
+    rng = np.random.default_rng(9)
+    a, b = rng.normal(4, 1, (200, 2)), rng.normal(2, 1, (200, 1))
+
+    def statistic(means):
+        return (means[..., 0] + 10 * means[..., 1]) / means[..., 2]
+
+    found = intervals.two_samples(statistic, a, b, paired=True, seed=1)
+    top = a[:, 0] + 10 * a[:, 1]
+    ratio = top.mean() / b.mean()
+    assert found.value == pytest.approx(ratio)
+    error = (top - ratio * b[:, 0]).std() / b.mean() / np.sqrt(200)  # delta method
+    assert halves(found) == pytest.approx(1.96 * error, rel=0.1)
+    assert intervals.two_samples(statistic, a, b, paired=True, seed=1) == found
+    assert intervals.two_samples(statistic, a, b, paired=True, seed=2) != found
+
+
+def test_paired_tables_must_be_as_long():
+    with pytest.raises(ValueError, match="as long: 3, 2 rows"):
+        intervals.two_samples(minus, [1, 2, 3], [1, 2], paired=True)
+
+
 def test_wilson_is_the_score_interval():
     hits, n, z = np.array([0, 3, 17, 20]), 20, 1.6448536269514722
     low, high = intervals.wilson(hits, n, 0.9)

@@ -216,3 +216,8 @@ def test_other_sizes_are_refused(name, size):
 def test_scenes_larger_than_their_photographs_are_refused():
     with pytest.raises(ValueError, match=r"size is 88, must be within 16\.\.85"):
         problems.load("scenes", 88)
+
+
+def test_a_problem_is_made_once():
+    assert problems.load("small digits", 16) is problems.load("small digits", 16)
+    assert problems.load("small digits", 20).test_images.shape[-1] == 20

@@ -48,6 +48,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "onnx"
 
 
+@pytest.fixture
+def cores(monkeypatch):
+    """Eight, whatever this machine has."""
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
 def conv_net(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -341,6 +347,33 @@ def test_callable_is_used_as_it_is():
     assert forward.backend == "callable"
     assert_array_equal(forward(BATCH), BATCH.flatten(1).numpy())
     assert seen == [BATCH]
+
+
+@pytest.mark.parametrize("asked, wanted", [("1", 1), (" 3 ", 3), ("64", 8)])
+def test_threads_are_capped_by_the_environment(asked, wanted, cores, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert runtime.threads() == wanted
+
+
+@pytest.mark.parametrize("asked", ["", "0", "-2", "2.5", "many", "4,2"])
+def test_what_is_no_number_of_threads_is_ignored(asked, cores, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert runtime.threads() == 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert runtime.threads() == 8
+
+
+def test_plain_logits_come_in_the_order_of_the_images_however_many():
+    x = np.random.default_rng(0).random((703, 3, 2, 2), dtype=np.float32)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).eval()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    sizes = []
+    model.register_forward_hook(lambda m, images, out: sizes.append((len(out), out.requires_grad)))
+    for images in (x, torch.from_numpy(x)):
+        assert_allclose(runtime.logits(model, images), expected, atol=1e-6)
+        assert_array_equal(runtime.predicted(model, images), expected.argmax(1))
+    assert sizes == 4 * [(256, False), (256, False), (191, False)]
 
 
 def test_device_is_picked_by_name():

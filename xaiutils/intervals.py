@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -118,6 +119,43 @@ def nested(
     low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
     value = float(np.mean([part.mean() for part in parts]))
     return Estimate(value, min(low, value), max(high, value), len(values))
+
+
+def two_samples(
+    statistic: Callable[[np.ndarray], np.ndarray], first, second, *, paired: bool, seed: int = 0
+) -> Estimate:
+    """A statistic of the means of two tables of values, with a bootstrap over their rows.
+
+    Parameters
+    ----------
+    statistic : callable
+        From the means of the columns of both tables side by side, (..., columns), to (...).
+    first, second : (rows, columns) or (rows,) arrays
+    paired : bool
+        Rows of the two belong together.
+
+    Returns
+    -------
+    Estimate
+        n is the number of rows, of both tables if they are not paired.
+
+    Raises
+    ------
+    ValueError
+        If paired tables differ in length, or a table has no row.
+    """
+    parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
+    if paired and len(parts[0]) != len(parts[1]):
+        raise ValueError(f"paired tables must be as long: {len(parts[0])}, {len(parts[1])} rows")
+    seeds = (seed, seed if paired else seed + 1)
+    draws = [
+        resamples(len(part), seed=s) @ part / len(part)
+        for part, s in zip(parts, seeds, strict=True)
+    ]
+    value = float(statistic(np.concatenate([part.mean(0) for part in parts])))
+    low, high = np.percentile(statistic(np.concatenate(draws, axis=1)), [2.5, 97.5])
+    n = len(parts[0]) if paired else sum(map(len, parts))
+    return Estimate(value, min(low, value), max(high, value), n)
 
 
 def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -47,8 +47,9 @@ def sources(name: str) -> list:
     return [_coloured, _coloured_data, _resized, known_digits.coloured_digits, N_COLOURED]
 
 
+@functools.cache
 def load(name: str, size: int) -> Problem:
-    """One of `NAMES`, with images of `size` x `size` pixels.
+    """One of `NAMES`, with images of `size` x `size` pixels; kept, so do not write to them.
 
     "digits" are MNIST, "coloured digits" and "colours" are the same coloured MNIST with its two
     sets of labels, "scenes" are two digits on two scenes, "one scene" those on the first scene,

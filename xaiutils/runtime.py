@@ -33,6 +33,8 @@ TOLERANCE = 1e-4  # largest difference between the export and torch, relative to
 SIZES = (4, 8, 16, 32, 64, 256, 1024)  # candidate batch sizes
 BATCH_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}  # larger batches are not tried
 
+PLAIN_BATCH = 256  # images a call of `logits`
+
 # Layers whose training mode makes outputs random or dependent on the batch.
 _MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
 
@@ -73,10 +75,16 @@ class Forward:
 
 
 def threads() -> int:
-    """Cores this process may use."""
+    """Threads this process may use: one a core, or fewer if OMP_NUM_THREADS says so.
+
+    Only a positive integer there counts; anything else is as if it were not set.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -95,6 +103,23 @@ def pick_device(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'device {device!r} cannot be used here ({error}); "auto" can') from None
     return place
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, images) -> np.ndarray:
+    """Outputs (n, K) of a model for images (n, C, H, W), an array or a tensor.
+
+    It is asked in batches where it lives, without the export of `forward`, which pays only for
+    many more.
+    """
+    place = next(model.parameters()).device
+    parts = torch.as_tensor(images).split(PLAIN_BATCH)
+    return np.concatenate([_array(model(part.to(place))) for part in parts])
+
+
+def predicted(model: torch.nn.Module, images) -> np.ndarray:
+    """Class (n,) with the largest of the `logits` of each image."""
+    return logits(model, images).argmax(1)
 
 
 def check_mode(model: torch.nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -12,7 +11,7 @@ from xaiutils.perturb import Components
 
 FOUR = ("gradient", "SmoothGrad", "SmoothGrad²", "integrated gradients")  # likely the paper's
 SIGNED = ", signed"
-PATCH = {224: 16, 28: 4}  # side of the hidden squares of occlusion, by the side of the image
+PATCH = {224: 16, 32: 4, 28: 4}  # side of the hidden squares of occlusion, by the side of the image
 
 
 def gradient_maps(
@@ -94,9 +93,3 @@ def last_convolution(model: nn.Module) -> nn.Module:
     if not found:
         raise ValueError(f"model has no convolution: {type(model).__name__}")
     return found[-1]
-
-
-@torch.no_grad()
-def predicted(model, x, batch_size: int = 256) -> np.ndarray:
-    """Class with the largest logit of each image, (n,)."""
-    return np.concatenate([model(part).argmax(1).cpu().numpy() for part in x.split(batch_size)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,12 @@ import torch
 
 from xaiutils import baselines, ganmex, known_digits, problems, runtime
 from xaiutils.classifiers import small
+from xaiutils.runtime import predicted
 from xaiutils.studies import ganmex_models as models
+
+WITH_EXACT = ("colours", "scenes", "one scene")  # problems whose true counterfactuals are known
+# Most cases share these few, and each takes a moment to load.
+_generator = functools.cache(lambda run: models.load(run))
 
 
 class Case(NamedTuple):
@@ -73,19 +80,6 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = 
     return Case(run, problem, model, judges, twin, images, source, target, rows)
 
 
-def logits(model: torch.nn.Module, images) -> np.ndarray:
-    """Outputs (n, K) of a model for images (n, C, H, W)."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        parts = [model(x.to(device)) for x in torch.as_tensor(images).split(500)]
-    return torch.cat(parts).cpu().numpy()
-
-
-def predicted(model: torch.nn.Module, images) -> np.ndarray:
-    """Classes (n,) with the largest output."""
-    return logits(model, images).argmax(1)
-
-
 def nearest(case: Case, **options) -> baselines.NearestSample:
     """Search among the training images of a case's problem."""
     problem = case.problem
@@ -94,37 +88,9 @@ def nearest(case: Case, **options) -> baselines.NearestSample:
 
 def generated(case: Case, variant: str = "GANMEX") -> np.ndarray:
     """Baselines of a case from the generator of a variant with the case's size and seed."""
-    generator = models.load(case.run._replace(variant=variant))
+    generator = _generator(case.run._replace(variant=variant))
     generator.to(next(case.model.parameters()).device)
     return ganmex.Baseline(generator)(case.images, case.target)
-
-
-def fixed(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Baselines that know nothing of the target class."""
-    x = case.images
-    mean = case.problem.train_images.mean((0, 2, 3)).numpy()
-    return {
-        "zero": baselines.black(x),
-        "mean": baselines.channel_mean(x, mean),
-        "blur": baselines.blur(x, 2.0),
-        "uniform": baselines.uniform_noise(x, seed),
-        "Gaussian": baselines.gaussian_noise(x, 0.3, seed),
-        "maximum distance": baselines.maximum_distance(x),
-    }
-
-
-def of_target(case: Case) -> dict[str, np.ndarray]:
-    """Baselines of the target class that need no generator; the exact one where it is known."""
-    x, target, problem = case.images, case.target, case.problem
-    found = {
-        "MDTS": nearest(case)(x, target),
-        "MDTS (L2)": nearest(case, norm="l2")(x, target),
-        "MDTS (accepted)": nearest(case, accepted_by=case.model)(x, target),
-        "class mean": baselines.ClassMean(problem.train_images, problem.train_labels)(x, target),
-        "adversarial": baselines.adversarial(case.model, x, target),
-    }
-    truth = exact(case)
-    return found if truth is None else found | {"exact": truth.images}
 
 
 class Exact(NamedTuple):
@@ -142,6 +108,8 @@ class Exact(NamedTuple):
 
 def exact(case: Case) -> Exact | None:
     """The true counterfactuals, where the problem has them."""
+    if case.problem.name not in WITH_EXACT:
+        return None
     parts, rows = case.problem.parts, torch.from_numpy(case.rows)
     if case.problem.name == "colours":
         arguments = (
@@ -150,8 +118,6 @@ def exact(case: Case) -> Exact | None:
         )
         images = known_digits.recolour(*arguments).numpy()
         return Exact(images, images != case.images, None, np.zeros(len(rows), bool))
-    if case.problem.name not in ("scenes", "one scene"):
-        return None
     step = 2 if case.problem.name == "scenes" else 1
     is_object = (case.source ^ case.target) == step
     made = np.empty_like(case.images)
@@ -162,9 +128,59 @@ def exact(case: Case) -> Exact | None:
     return Exact(made, made != case.images, parts.inside[rows].numpy(), is_object)
 
 
-def all_baselines(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every baseline of a case but those of other variants, by name."""
-    return fixed(case, seed) | of_target(case) | {"GANMEX": generated(case)}
+def _class_mean(case: Case) -> np.ndarray:
+    problem = case.problem
+    mean = baselines.ClassMean(problem.train_images, problem.train_labels)
+    return mean(case.images, case.target)
+
+
+def _channel_mean(case: Case) -> np.ndarray:
+    mean = case.problem.train_images.mean((0, 2, 3)).numpy()
+    return baselines.channel_mean(case.images, mean)
+
+
+# Functions of a case and a seed, by the name of what they make.
+BASELINES = {
+    "zero": lambda case, seed: baselines.black(case.images),
+    "mean": lambda case, seed: _channel_mean(case),
+    "blur": lambda case, seed: baselines.blur(case.images, 2.0),
+    "uniform": lambda case, seed: baselines.uniform_noise(case.images, seed),
+    "Gaussian": lambda case, seed: baselines.gaussian_noise(case.images, 0.3, seed),
+    "maximum distance": lambda case, seed: baselines.maximum_distance(case.images),
+    "MDTS": lambda case, seed: nearest(case)(case.images, case.target),
+    "MDTS (L2)": lambda case, seed: nearest(case, norm="l2")(case.images, case.target),
+    "MDTS (accepted)": lambda case, seed: nearest(case, accepted_by=case.model)(
+        case.images, case.target
+    ),
+    "class mean": lambda case, seed: _class_mean(case),
+    "adversarial": lambda case, seed: baselines.adversarial(case.model, case.images, case.target),
+    "GANMEX": lambda case, seed: generated(case),
+    "exact": lambda case, seed: exact(case).images,
+}
+
+
+def baselines_of(case: Case, names: Iterable[str], seed: int = 0) -> dict[str, np.ndarray]:
+    """Baselines (n, C, H, W) of a case, in the order of `names`; no others are computed.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Of `BASELINES`. "exact" is left out where the problem has no exact counterfactual.
+    seed : int
+        Of the noise in "uniform" and "Gaussian".
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+    """
+    names = list(names)
+    for name in names:
+        if name not in BASELINES:
+            raise ValueError(f"names must be of {', '.join(BASELINES)}, got {name!r}")
+    if case.problem.name not in WITH_EXACT:
+        names = [name for name in names if name != "exact"]
+    return {name: BASELINES[name](case, seed) for name in names}
 
 
 def changed(x, b, threshold: float = 0.05) -> np.ndarray:

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from xaiutils import attribution, intervals, one_vs_one, sanity
-from xaiutils.studies.ganmex_cases import Case, Exact, changed, generated, logits
-from xaiutils.studies.ganmex_quality import two_samples
+from xaiutils.intervals import two_samples
+from xaiutils.runtime import logits
+from xaiutils.studies.ganmex_cases import Case, Exact, changed, generated
 
 METHODS = ("IG", "DeepLIFT", "occlusion")
 STEPS = 50  # intervals of integrated gradients

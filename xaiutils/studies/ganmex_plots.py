@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from xaiutils import problems
 from xaiutils.figures import STYLES, WIDE, dots, signed_limits
 from xaiutils.studies.lime_limit_plots import picture
 
@@ -27,6 +28,7 @@ _MARKS = [
     for fill, count in (("full", 7), ("none", 5), ("left", 5))
     for style in STYLES[:count]
 ]
+_DATA_SETS = tuple(problems.NAMES)
 _WORDS = {
     "flips": "share taken for the target",
     "transfer": "transfer: judges that say target",
@@ -70,6 +72,11 @@ def _n(table: pd.DataFrame) -> str:
     return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
+def _mark(name: str, index: int) -> dict:
+    """Style of a name: data sets have the same one in all figures, others that of their place."""
+    return _MARKS[_DATA_SETS.index(name) if name in _DATA_SETS else index]
+
+
 def _dodge(index: int, count: int, width: float = 0.7) -> float:
     """Shift of one of `count` marks that share a place, places being 1 apart."""
     return min(0.2, width / count) * (index - (count - 1) / 2)
@@ -80,14 +87,14 @@ def _marks(ax, table: pd.DataFrame, row: str, rows: Sequence[str], mark: str, ma
     for index, (name, label) in enumerate(marks.items()):
         part = table[(table[mark] == name) & table[row].isin(rows)]
         y = [rows.index(value) + _dodge(index, len(marks)) for value in part[row]]
-        dots(ax, part, y, label=label, **_MARKS[index] | {"linestyle": ""})
+        dots(ax, part, y, label=label, **_mark(name, index) | {"linestyle": ""})
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
 
 
-def _bars(ax, x, rows: pd.DataFrame, index: int, label: str, **options):
+def _bars(ax, x, rows: pd.DataFrame, mark: Mapping, label: str, **options):
     """Values with vertical intervals."""
     error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-    ax.errorbar(x, rows["value"], error, capsize=2, label=label, **_MARKS[index] | options)
+    ax.errorbar(x, rows["value"], error, capsize=2, label=label, **mark | options)
 
 
 def _legend(fig, axes, *, most: int, more: Sequence[Line2D] = (), **options):
@@ -232,8 +239,9 @@ def curve(table: pd.DataFrame, reference: pd.DataFrame):
         for index, problem in enumerate(problems):
             part = rows[rows["problem"] == problem].sort_values("iterations")
             label = f"{problem} ({_n(table[table['problem'] == problem])})"
-            _bars(ax, part["iterations"], part, index, label, linestyle="-")
-            dashed = _MARKS[index] | {"linestyle": "--", "fillstyle": "none"}
+            mark = _mark(problem, index)
+            _bars(ax, part["iterations"], part, mark, label, linestyle="-")
+            dashed = mark | {"linestyle": "--", "fillstyle": "none"}
             ax.plot(known, [levels[problem, quantity]] * len(known), markevery=[0, -1], **dashed)
         ax.set(xscale="log", xlabel="iterations of training", ylabel=_words(quantity, 2.2))
         ax.xaxis.set_major_locator(FixedLocator(known))
@@ -312,39 +320,19 @@ def shares(
 def cascade(table: pd.DataFrame, quantities: Sequence[str]):
     """Similarity to the original maps; columns baseline, quantity, layers (random ones)."""
     baselines = _names(table, "baseline")
-    fig, axes = _panels(len(quantities), 2.7)
+    fig, axes = _panels(len(quantities), 2.7, sharey=True)
     for ax, quantity in zip(axes[0], quantities, strict=True):
         rows = _of(table, quantity)
         for index, baseline in enumerate(baselines):
             part = rows[rows["baseline"] == baseline].sort_values("layers")
-            x = part["layers"] + _dodge(index, len(baselines), 0.3)
-            _bars(ax, x, part, index, baseline)
+            x = part["layers"] + _dodge(index, len(baselines), 0.5)
+            _bars(ax, x, part, _MARKS[index], baseline)
         ax.axhline(0, color="0.4", linewidth=0.8, linestyle="-")
-        ax.set(xticks=sorted(set(rows["layers"])), title=_n(rows), xlabel="randomised layers",
-               ylabel=_words(quantity, 2.0))  # fmt: skip
+        words = _words(quantity, (WIDE - 1) / len(quantities))
+        ax.set(xticks=sorted(set(rows["layers"])), title=f"{words}\n({_n(rows)})",
+               xlabel="randomised layers")  # fmt: skip
+    axes[0, 0].set_ylabel("similarity to the original map")
     _legend(fig, axes, most=5, handlelength=4)
-    return fig
-
-
-def tradeoff(table: pd.DataFrame):
-    """Distance against realism of the baselines, by name (marks) and panel.
-
-    Columns panel, name, n, and L1, L1_low, L1_high and transfer, transfer_low, transfer_high.
-    """
-    names, panels = _names(table, "name"), _names(table, "panel")
-    fig, axes = _panels(len(panels), 3.4, sharey=True)
-    for ax, panel in zip(axes[0], panels, strict=True):
-        part = table[table["panel"] == panel]
-        for row in part.itertuples():
-            ax.errorbar(
-                row.L1, row.transfer, elinewidth=0.7, markersize=5.5, label=row.name,
-                xerr=[[row.L1 - row.L1_low], [row.L1_high - row.L1]],
-                yerr=[[row.transfer - row.transfer_low], [row.transfer_high - row.transfer]],
-                **_MARKS[names.index(row.name)] | {"linestyle": ""},
-            )  # fmt: skip
-        ax.set(xlabel=_WORDS["L1"], title=f"{panel} ({_n(part)})")
-    axes[0, 0].set_ylabel(_WORDS["transfer"])
-    _legend(fig, axes, most=4)
     return fig
 
 
@@ -357,7 +345,7 @@ def conversion(table: pd.DataFrame, pairs: Sequence[str], baselines: Sequence[st
         for index, baseline in enumerate(baselines):
             part = rows[rows["baseline"] == baseline]
             x = [pairs.index(p) + _dodge(index, len(baselines)) for p in part["pair"]]
-            _bars(ax, x, part, index, baseline, linestyle="")
+            _bars(ax, x, part, _MARKS[index], baseline, linestyle="")
         ax.set(xticks=range(len(pairs)), xticklabels=pairs, xlim=(-0.5, len(pairs) - 0.5),
                ylabel=_WORDS[quantity], title=f"{_n(rows)} per pair")  # fmt: skip
         ax.axhline(0, color="0.4", linewidth=0.8, linestyle="-")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy.special import softmax
 
 from xaiutils import intervals
-from xaiutils.baselines import adversarial
 from xaiutils.classifiers import small
+from xaiutils.runtime import logits, predicted
 from xaiutils.studies import ganmex_models as models
 from xaiutils.studies.ganmex_cases import (
     Case,
+    baselines_of,
     choose,
     exact,
     generated,
-    logits,
     nearest,
-    predicted,
 )
 
 
@@ -53,7 +53,8 @@ def measure(case: Case, images: Mapping[str, np.ndarray]) -> pd.DataFrame:
             "L2": np.linalg.norm(change, axis=1),
             "to nearest": search.find(b, case.target)[1],
             "to exact": off,
-            "other kept": kept(b),
+            # Nullable, so that a yes or no stays one beside what is not known.
+            "other kept": pd.array(kept(b), dtype="boolean"),
         }
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
@@ -76,16 +77,16 @@ def _nuisance(case: Case):
 def summary(table: pd.DataFrame, by: Sequence[str] = ("baseline",), seed: int = 0) -> pd.DataFrame:
     """Means with intervals over images: columns of `by`, quantity, value, low, high, n.
 
-    Quantities are all other columns of numbers. With a column "run", runs are drawn first and
-    images within them.
+    Quantities are all other columns of numbers, or of yes and no. With a column "run", runs are
+    drawn first and images within them. Of the share of yes the interval is the hull of the
+    bootstrap's and Wilson's over all rows: the bootstrap alone gives a share of 1 no spread.
     """
     by, rows = list(by), []
-    numbers = table.drop(columns=[*by, "image", "run"], errors="ignore")
-    quantities = numbers.select_dtypes(["number", "bool"]).columns
+    others = table.drop(columns=[*by, "image", "run"], errors="ignore")
+    quantities = [name for name in others if is_numeric_dtype(_known(others[name]))]
     for names, part in table.groupby(by, sort=False):
         for quantity in quantities:
-            known = part[part[quantity].notna()]
-            found = intervals.nested(known[quantity], known.get("run"), seed=seed)
+            found = _mean(part, quantity, seed)
             rows.append(
                 dict(zip(by, names, strict=True)) | {"quantity": quantity} | found._asdict()
             )
@@ -93,9 +94,23 @@ def summary(table: pd.DataFrame, by: Sequence[str] = ("baseline",), seed: int = 
 
 
 def level(table: pd.DataFrame, quantity: str, name: str) -> intervals.Estimate:
-    """Mean of `quantity` of the baseline `name`."""
-    rows = table[table["baseline"] == name]
-    return intervals.nested(rows[quantity], rows.get("run"))
+    """Mean of the known values of `quantity` of the baseline `name`, as `summary` has it."""
+    return _mean(table[table["baseline"] == name], quantity)
+
+
+def _known(values: pd.Series) -> pd.Series:
+    """Without what is unknown, and in the narrowest type: bool even where a gap had hidden it."""
+    return values.dropna().infer_objects()
+
+
+def _mean(table: pd.DataFrame, quantity: str, seed: int = 0) -> intervals.Estimate:
+    rows = table[table[quantity].notna()]
+    known = _known(rows[quantity])
+    found = intervals.nested(known, rows.get("run"), seed=seed)
+    if not len(known) or not is_bool_dtype(known):
+        return found
+    low, high = intervals.wilson(int(known.sum()), len(known))
+    return found._replace(low=min(found.low, float(low)), high=max(found.high, float(high)))
 
 
 def difference(
@@ -122,33 +137,6 @@ def decide(
     pairs = [(table, second) for table in tables for second in seconds]
     found = [difference(table, quantity, first, second, by=by) for table, second in pairs]
     return weakest(found, above=above)
-
-
-def two_samples(
-    statistic: Callable[[np.ndarray], np.ndarray], first, second, *, paired: bool, seed: int = 0
-) -> intervals.Estimate:
-    """A statistic of the means of two tables of values, with a bootstrap over their rows.
-
-    Parameters
-    ----------
-    statistic : callable
-        From the means of the columns of both tables side by side, (..., columns), to (...).
-    first, second : (rows, columns) or (rows,) arrays
-    paired : bool
-        Rows of the two belong together.
-    """
-    parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
-    if paired and len(parts[0]) != len(parts[1]):
-        raise ValueError(f"paired tables must be as long: {len(parts[0])}, {len(parts[1])} rows")
-    seeds = (seed, seed if paired else seed + 1)
-    draws = [
-        intervals.resamples(len(part), seed=s) @ part / len(part)
-        for part, s in zip(parts, seeds, strict=True)
-    ]
-    value = float(statistic(np.concatenate([part.mean(0) for part in parts])))
-    low, high = np.percentile(statistic(np.concatenate(draws, axis=1)), [2.5, 97.5])
-    n = len(parts[0]) if paired else sum(map(len, parts))
-    return intervals.Estimate(value, min(low, value), max(high, value), n)
 
 
 def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> intervals.Estimate:
@@ -181,8 +169,7 @@ def repeated(
         case = choose(models.Run(problem, models.REPEATED[problem], seed=seed), n, seed=seed)
         images = {name: generated(case, name) for name in variants}
         if rivals:
-            images["MDTS"] = nearest(case)(case.images, case.target)
-            images["adversarial"] = adversarial(case.model, case.images, case.target)
+            images |= baselines_of(case, ["MDTS", "adversarial"])
         tables.append(measure(case, images).assign(run=seed))
     return pd.concat(tables, ignore_index=True)
 
@@ -192,24 +179,6 @@ def over_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     rows = table[table["method"].isin(methods)]
     means = rows.groupby(["baseline", "image"], sort=False).mean(numeric_only=True)
     return means.reset_index()
-
-
-def tradeoff(panels: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """Distance and realism of `repeated` baselines: columns panel, name, n, L1..., transfer...
-
-    Each quantity has three columns: L1, L1_low, L1_high and so on.
-    """
-    rows = []
-    for panel, tables in panels.items():
-        for table in tables:
-            for name, part in summary(table).groupby("baseline", sort=False):
-                row = {"panel": panel, "name": name}
-                for quantity in ("L1", "transfer"):
-                    found = part[part["quantity"] == quantity].iloc[0]
-                    row |= {quantity: found["value"], f"{quantity}_low": found["low"]}
-                    row |= {f"{quantity}_high": found["high"], "n": found["n"]}
-                rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def curve(case: Case, iterations: Sequence[int]) -> pd.DataFrame:
