@@ -39,7 +39,7 @@ endif
 EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
-  $(filter-out xaiutils/site/%,$(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*))
+  $(filter-out xaiutils/site/% xaiutils/readme.py,$(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
 
@@ -60,8 +60,10 @@ build/.fetched: data/assets.toml | $(STAMP)
 	@mkdir -p build && touch $@
 
 # The target exists in a fresh clone; the executed copies make it old.
-figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml | $(STAMP)
+figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
+  notebooks/headlines.toml | $(STAMP)
 	$(PYTHON) -m xaiutils.claims
+	$(PYTHON) -m xaiutils.readme
 
 test: lint ## lint, unit tests, all notebooks at smoke scale (12 min)
 	$(PYTHON) -m pytest
@@ -73,6 +75,7 @@ verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (
 
 notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
 	$(PYTHON) -m xaiutils.claims
+	$(PYTHON) -m xaiutils.readme
 
 $(UPDATES): update-%: | $(STAMP)
 	$(PYTHON) -m xaiutils.run --update $*
@@ -84,8 +87,9 @@ bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (
 	mkdir -p build
 	$(PYTHON) -m pytest -s -m benchmark tests/benchmarks
 
-claims: | $(STAMP) ## write figures/CLAIMS.md from the records of the last runs (seconds)
+claims: | $(STAMP) ## write figures/CLAIMS.md and README's results from the last runs (seconds)
 	$(PYTHON) -m xaiutils.claims
+	$(PYTHON) -m xaiutils.readme
 
 lint: | $(STAMP) ## check style and format (seconds)
 	$(PYTHON) -m ruff check xaiutils tests notebooks
@@ -98,8 +102,8 @@ retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (3 h)
 	$(PYTHON) -m xaiutils.trained
 
 site: | $(SITE_STAMP) ## write build/site/, web pages of all this (20 s; first time 2 min)
-	rm -rf build/site
 	$(PYTHON) -m xaiutils.site.collect
+	rm -rf build/site
 	$(PYTHON) -m sphinx -q -W --keep-going -c xaiutils/site -d build/site-doctrees \
 	  build/site-source build/site
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import CLAIM
+from conftest import CLAIM, FIGURE
 
 from xaiutils import claims, intervals, provenance
 from xaiutils.notebooks import ProjectError
@@ -152,10 +152,11 @@ def test_table_cells_survive_pipes_and_line_breaks(make_project, monkeypatch):
     ("old", "new", "message"),
     [
         ('id = "rises"', 'id = "Ri ses"', "id must match"),
-        ("paper = 2", "paper = 5", "paper must be"),
+        ("paper = 2", "paper = 6", "paper must be"),
         ('source = "Figure 1"', 'source = ""', "must be text"),
         ("published = 1.0", "published = [1]", "published must be"),
         ("published = 1.0", "publishd = 1.0", "publishd"),
+        ("published = 1.0", 'figure = "../line"', "figure must be"),
         ('statement = "The line rises."\n', "", "statement"),
         ('kind = "above"', 'kind = "over"', "rule must be"),
         ("threshold = 0.5", "low = 0.5", "rule must be"),
@@ -183,9 +184,13 @@ def test_summary_counts_first_then_a_table_per_paper(project, capsys):
     assert "| holds | 0 |\n| fails | 1 |\n| inconclusive | 0 |\n| not run | 2 |\n" in text
     first, second = text.split("## Paper 2")[1].split("## Paper 3")
     assert "[tiny](../notebooks/tiny.ipynb)" in first
-    assert "| 0.2 [0.1, 0.3] | 20 | **fails** |" in first
+    link = "[notebook tiny](../notebooks/tiny.ipynb)"
+    assert f"| 0.2 [0.1, 0.3]<br>{link} | 20 | **fails** |" in first
     assert "`falls`" not in first
+    # Its notebook does not exist: nothing leads there.
     assert "`falls`" in second
+    assert "Measured in tony." in second
+    assert "tony.ipynb" not in second
     assert "Older than the code" not in text
 
 
@@ -197,3 +202,18 @@ def test_summary_judges_by_the_rule_of_today_and_names_old_records(project):
     text = claims.summary(project)
     assert "| holds | 1 |" in text
     assert "Older than the code (run `make figures`): tiny." in text
+
+
+def test_summary_leads_to_the_figure_and_to_what_is_said_across_the_papers(make_project):
+    ledger = CLAIM.replace("paper = 2", 'paper = 5\nfigure = "line"')
+    project = make_project(FIGURE, ledger=ledger)
+    section = claims.summary(project).split("\n## Across the four papers (this companion)\n")[1]
+    links = "[notebook tiny](../notebooks/tiny.ipynb) · [line](tiny/line.png)"
+    assert f"| no record yet<br>{links} | – | **not run** |" in section
+
+
+def test_a_figure_that_the_notebook_does_not_draw_is_refused(make_project, capsys):
+    project = make_project(FIGURE, ledger=CLAIM + 'figure = "lines"\n')
+    assert claims.main(project) == 2
+    message = "claim 'rises': tiny draws no figure 'lines'; allowed: line"
+    assert message in capsys.readouterr().err

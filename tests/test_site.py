@@ -4,11 +4,14 @@ import base64
 import copy
 import json
 import struct
+from collections import Counter
 
 import nbformat
 import pytest
 
+from xaiutils import readme
 from xaiutils.notebooks import ProjectError
+from xaiutils.provenance import ROOT
 from xaiutils.site import collect
 
 ALT = "Two lines that cross, the first one dashed, the second one rising."
@@ -28,9 +31,8 @@ def tiny(make_project):
     """A project with one executed notebook: one figure, one cell without."""
     project = make_project('figures.savefig("line", fig, data=d, alt=a)', "print(1)")
     notebook = project.read("tiny")
-    table = (
-        "# Lines\n\n| | figure | question |\n|:--|:--|:--|\n| a | `line` | Is `x` up? *(ours)* |"
-    )
+    row = "| a | `dot`, `line` | Is `x` up? *(ours)* |"
+    table = f"# Lines\n\n| | figure | question |\n|:--|:--|:--|\n{row}"
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(table))
     notebook.cells[2].outputs = [picture()]
     record = project.figures("default", "tiny") / "line.json"
@@ -94,6 +96,9 @@ def test_links_lead_to_pages_or_disappear(tiny):
     assert collect.relink(text, "notebooks", project.root, pages) == shown
     hero = collect.relink("![x](figures/tiny/line.png)", "", project.root, pages)
     assert hero == figure.html()
+    text = "[line](tiny/line.png)"
+    shown = '<a href="tiny.html#figure-line">line</a>'
+    assert collect.relink(text, "figures", project.root, pages) == shown
     code = "```\n[a](nowhere.md)\n```"
     assert collect.relink(code, "notebooks", project.root, pages) == code
     with pytest.raises(ProjectError, match=r"nowhere\.md leads to nothing"):
@@ -138,3 +143,29 @@ def test_a_paper_is_cited_as_text_and_bibtex():
         "@inproceedings{doe2021,\n  title = {{On X}},\n  author = {Doe, Ann and {The Xs}},\n"
         "  booktitle = {Proc. X},\n  year = {2021}\n}"
     )
+
+
+def test_the_start_page_shows_chosen_figures_and_the_headline(tiny, monkeypatch):
+    project, notebook = tiny
+    both = [collect.Figure("1_tiny", name, ALT, "", PNG) for name in ("line", "dot")]
+    page = collect.Page("1_tiny", notebook, both)
+    counts = Counter(holds=1)
+    chosen = readme.Headline("", "", None, ["line"], "Slope: 7 %", "rises", "holds", counts)
+    monkeypatch.setattr(readme, "headlines", lambda project: {"1_tiny": chosen})
+    (project.root / "README.md").write_text("# Title\n\nHello.\n\n## More\n\nNot this.")
+    (project.root / "CITATION.cff").write_text((ROOT / "CITATION.cff").read_text())
+    shown = collect.start_page(project, [page], "| holds | 1 |\n| fails | 2 |\n")
+    assert "Slope: 7 % [holds]{.verdict .holds}" in shown
+    assert "1_tiny.html#figure-line" in shown
+    assert "figure-dot" not in shown
+    assert "[Read it, with all 2 figures and the code](1_tiny.ipynb)" in shown
+    assert "3 claims" in shown
+    assert "Not this" not in shown
+
+
+def test_missing_packages_are_named_before_anything_is_written(tiny, monkeypatch, capsys):
+    project, _ = tiny
+    monkeypatch.setattr(collect, "find_spec", lambda name: None if name == "sphinx" else name)
+    assert collect.main(project) == 2
+    assert "error: sphinx not installed; run pip install -r" in capsys.readouterr().err
+    assert not (project.root / "build").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from IPython.display import Markdown
 
 from xaiutils import provenance
-from xaiutils.notebooks import Project, ProjectError
+from xaiutils.notebooks import Project, ProjectError, figure_names
 
 VERDICTS = ("holds", "fails", "inconclusive", "not run")
 PAPERS = {
@@ -22,6 +22,7 @@ PAPERS = {
     2: "What does LIME really see in images?",
     3: "Fidelity of Interpretability Methods and Perturbation Artifacts in Neural Networks",
     4: "GANMEX: One-vs-One Attributions using GAN-based Model Explainability",
+    5: "Across the four papers (this companion)",
 }
 _BOUNDS = {"above": {"threshold"}, "below": {"threshold"}, "between": {"low", "high"}}
 _HEADER = """\
@@ -40,7 +41,7 @@ class Claim:
     id : str
         Unique; lower-case letters, digits, `-` and `_`.
     paper : int
-        1 to 4, see `PAPERS`.
+        1 to 4, or 5 for what this companion says across them, see `PAPERS`.
     statement : str
         The claim in our words.
     source : str
@@ -52,6 +53,8 @@ class Claim:
         The notebook that measures it.
     published : str, int, float or None
         The paper's own value.
+    figure : str or None
+        The figure of that notebook to look at.
     """
 
     id: str
@@ -61,6 +64,7 @@ class Claim:
     rule: dict
     notebook: str
     published: str | float | None = None
+    figure: str | None = None
 
     def __post_init__(self):
         rule = self.rule if isinstance(self.rule, dict) else {}
@@ -75,6 +79,8 @@ class Claim:
             "published must be text or a number": not isinstance(
                 self.published, (str, int, float, type(None))
             ),
+            "figure must be the name of a figure": self.figure is not None
+            and not re.fullmatch(r"\w+", str(self.figure)),
             "rule must be {kind, threshold, text} with kind above or below, or "
             "{kind = 'between', low, high, text}": set(rule) != {"kind", "text"} | bounds
             or not bounds
@@ -234,7 +240,7 @@ def table(notebook=None):
     return Markdown(_HEADER + "".join(_row(claim, _records.get(claim.id)) for claim in rows))
 
 
-def _row(claim, found):
+def _row(claim, found, links=()):
     published = "–" if claim.published is None else f"{claim.published}"
     found = found or {"reason": "no record yet"}
     if "reason" in found:
@@ -244,9 +250,9 @@ def _row(claim, found):
     cells = (
         f"`{claim.id}` {claim.statement}",
         f"{published} ({claim.source})",
-        measured,
+        "<br>".join(filter(None, (measured, " · ".join(links)))),
         n,
-        f"**{_verdict(claim, found)}**",
+        f"**{verdict_of(claim, found)}**",
         claim.rule["text"],
     )
     return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |\n"
@@ -258,9 +264,52 @@ def _interval(found):
     return f"{value}{unit}" if low == high else f"{value}{unit} [{low}, {high}]"
 
 
-def _verdict(claim, found):
-    # From the numbers, not from the record: the rule as it stands now decides.
+def _links(claim):
+    """From `CLAIMS.md` to where the claim was measured."""
+    name = claim.notebook
+    yield f"[notebook {name.split('_')[0]}](../notebooks/{name}.ipynb)"
+    if claim.figure:
+        yield f"[{claim.figure}]({name}/{claim.figure}.png)"
+
+
+def verdict_of(claim, found):
+    """The verdict of a claim, one of `VERDICTS`, by its record or None.
+
+    It follows from the recorded numbers, not from the recorded word: today's rule decides.
+    """
     return claim.verdict(found["low"], found["high"]) if "value" in (found or {}) else "not run"
+
+
+def results(project):
+    """Every claim of the ledger with what the last runs recorded for it under `figures/`.
+
+    Returns
+    -------
+    dict of str to (Claim, dict or None)
+        By id, in the order of the ledger; None where there is no record.
+
+    Raises
+    ------
+    ProjectError
+        If the ledger is not well-formed, or names a figure that its notebook does not draw.
+    """
+    ledger = load(project.ledger)
+    files = {
+        name: provenance.read_json(project.figures("default", name) / "claims.json")
+        for name in {claim.notebook for claim in ledger.values()}
+    }
+    drawn = {name: figure_names(project.read(name)) for name in project.names()}
+    for claim in ledger.values():
+        allowed = drawn.get(claim.notebook, [claim.figure])
+        if claim.figure and claim.figure not in allowed:
+            raise ProjectError(
+                f"claims.toml, claim {claim.id!r}: {claim.notebook} draws no figure "
+                f"{claim.figure!r}; allowed: {', '.join(allowed) or 'none'}"
+            )
+    return {
+        key: (claim, (files[claim.notebook] or {"claims": {}})["claims"].get(key))
+        for key, claim in ledger.items()
+    }
 
 
 def summary(project):
@@ -276,33 +325,31 @@ def summary(project):
     str
         Markdown; equal inputs give equal text.
     """
-    ledger = load(project.ledger)
-    files = {
-        name: provenance.read_json(project.figures("default", name) / "claims.json")
-        for name in sorted({claim.notebook for claim in ledger.values()})
-    }
-    found = {
-        key: (files[claim.notebook] or {"claims": {}})["claims"].get(key)
-        for key, claim in ledger.items()
-    }
-    counts = Counter(_verdict(claim, found[key]) for key, claim in ledger.items())
+    found = results(project)
+    counts = Counter(verdict_of(*result) for result in found.values())
     text = "# The claims of the four papers, and what was measured\n\n"
     text += "Generated by `make claims`; the verdict follows from the interval and the rule.\n\n"
     text += "| verdict | claims |\n| :-- | --: |\n"
     text += "".join(f"| {verdict} | {counts[verdict]} |\n" for verdict in VERDICTS)
-    stale = [
-        n for n, f in files.items() if f and not provenance.is_current(f["hashes"], project, n)
-    ]
+    stale = [name for name in project.names() if not _is_fresh(project, name)]
     if stale:
         text += f"\nOlder than the code (run `make figures`): {', '.join(stale)}.\n"
+    known = project.names()
     for paper, title in PAPERS.items():
-        claims = [claim for claim in ledger.values() if claim.paper == paper]
-        names = sorted({claim.notebook for claim in claims})
-        links = ", ".join(f"[{name}](../notebooks/{name}.ipynb)" for name in names)
-        text += f"\n## Paper {paper}: {title}\n\n"
-        text += f"Measured in {links}.\n\n{_HEADER}" if claims else "No claim is listed.\n"
-        text += "".join(_row(claim, found[claim.id]) for claim in claims)
+        rows = [result for result in found.values() if result[0].paper == paper]
+        names = sorted({claim.notebook for claim, _ in rows})
+        links = ", ".join(f"[{n}](../notebooks/{n}.ipynb)" if n in known else n for n in names)
+        text += f"\n## {title}\n\n" if paper == 5 else f"\n## Paper {paper}: {title}\n\n"
+        text += f"Measured in {links}.\n\n{_HEADER}" if rows else "No claim is listed.\n"
+        for claim, record in rows:
+            text += _row(claim, record, _links(claim) if claim.notebook in known else ())
     return text
+
+
+def _is_fresh(project, name):
+    """Whether the records of a notebook were made by today's code; true where there are none."""
+    record = provenance.read_json(project.figures("default", name) / "claims.json")
+    return record is None or provenance.is_current(record["hashes"], project, name)
 
 
 def main(project=None):

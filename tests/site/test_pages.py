@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from conftest import SITE
 
+from xaiutils import claims, readme
+from xaiutils.notebooks import Project
 from xaiutils.provenance import ROOT
 from xaiutils.site import mathml
 
@@ -80,9 +82,12 @@ def test_pictures_are_loaded_and_described(open_page, name):
         assert len(alt) >= 40, source
 
 
-def test_the_start_page_shows_every_figure_and_leads_to_it(open_page):
+def test_the_start_page_shows_some_figures_of_each_notebook_and_leads_to_them(open_page):
     page = open_page("index.html")
-    assert shown_alt_texts(page, ".gallery img") == all_alt_texts()
+    shown = shown_alt_texts(page, ".gallery img")
+    assert shown.items() <= all_alt_texts().items()
+    chosen = {name: h.figures for name, h in readme.headlines(Project(ROOT)).items()}
+    assert set(shown) == {f"figures/{name}/{f}.png" for name, all_ in chosen.items() for f in all_}
     first = page.locator(".gallery a").first
     target = first.get_attribute("href").split("#")[1]
     first.click()
@@ -95,6 +100,30 @@ def test_the_start_page_shows_every_figure_and_leads_to_it(open_page):
 def test_a_notebook_shows_its_figures_with_their_alt_texts(open_page, name):
     page = open_page(name)
     assert shown_alt_texts(page, "figure.picture img") == alt_texts(name.removesuffix(".html"))
+
+
+def test_the_start_page_says_what_was_measured(open_page):
+    text = open_page("index.html").locator("article").inner_text()
+    found = readme.headlines(Project(ROOT)).values()
+    said = [f"Measured. {h.measured} {h.verdict}" for h in found if h.measured]
+    assert said
+    assert all(sentence in text for sentence in said)
+
+
+def test_a_claim_leads_to_its_notebook_and_figure(open_page):
+    rows = open_page("claims.html").locator("tr:has(span.verdict)")
+    links = dict(
+        rows.evaluate_all(
+            "all => all.map(row => [row.querySelector('code').textContent,"
+            " [...row.querySelectorAll('a')].map(a => a.getAttribute('href'))])"
+        )
+    )
+    ledger = claims.load(Project(ROOT).ledger)
+    assert set(links) == set(ledger)
+    for key, claim in ledger.items():
+        page = f"{claim.notebook}.html"
+        figure = [f"{page}#figure-{claim.figure}"] if claim.figure else []
+        assert links[key] == ([page, *figure] if page in NOTEBOOKS else []), key
 
 
 def test_counts_of_verdicts_are_those_of_the_ledger(open_page):

@@ -12,18 +12,20 @@ import shutil
 import struct
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import jinja2
 import nbformat
 import yaml
 
-from xaiutils import claims, provenance
+from xaiutils import claims, provenance, readme
 from xaiutils.notebooks import Project, ProjectError, figure_names
 
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 _ABBREVIATIONS = ("LIME", "GANMEX")
 _WIDE = 500  # pixels; a figure of one column of text has 396
+_NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "latex2mathml", "fontTools", "ziamath")
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,8 @@ def take_figures(project, name, notebook):
         If pictures and calls do not match, a picture's alt text is not that of its record, or
         there is no record.
     """
-    questions = dict(
-        re.findall(r"^\|[^|\n]*\| `(\w+)` \| (.*?) *\|$", notebook.cells[0].source, re.M)
-    )
+    rows = re.findall(r"^\|[^|\n]*\| (`[\w`, ]+`) \| (.*?) *\|$", notebook.cells[0].source, re.M)
+    questions = {name: text for names, text in rows for name in re.findall(r"\w+", names)}
     found = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type != "code":
@@ -165,7 +166,7 @@ def relink(text, folder, root, pages):
     Parameters
     ----------
     text : str
-        Markdown; code in it is left alone.
+        Markdown; code in it is left alone. A picture that a link leads to is shown in its page.
     folder : str
         Where the file lies, relative to `root`; "" for `root` itself.
     root : Path
@@ -195,6 +196,8 @@ def relink(text, folder, root, pages):
         path = posixpath.normpath(posixpath.join(folder, path))
         if image and path in pictures:
             return pictures[path].html()
+        if path in pictures:
+            return f'<a href="{pictures[path].page}">{label}</a>'
         if path in places:
             return f"[{label}]({places[path]}{'#' + anchor if anchor else ''})"
         if not (root / path).exists():
@@ -264,10 +267,10 @@ def cited(work):
     return f"{', '.join(people)}: *{work['title']}*. {rest}.", f"@{kind}{{{key}{lines}\n}}"
 
 
-def start_page(root, pages, ledger):
+def start_page(project, pages, ledger):
     """Markdown of the start page: what README.md says first, counts, figures, how to cite."""
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    introduction = relink(readme.split("\n## ")[0], "", root, pages)
+    root = project.root
+    introduction = (root / "README.md").read_text(encoding="utf-8").split("\n## ")[0]
     counts = dict(re.findall(rf"^\| ({'|'.join(claims.VERDICTS)}) \| (\d+) \|$", ledger, re.M))
     citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     entries = [cited(work) for work in (citation, *citation["references"])]
@@ -276,11 +279,12 @@ def start_page(root, pages, ledger):
         jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined)
         .get_template("index.md.jinja")
         .render(
-            introduction=introduction,
+            introduction=relink(introduction, "", root, pages),
             badge=badge,
             counts=counts,
             total=sum(map(int, counts.values())),
             pages=pages,
+            headlines=readme.headlines(project),
             citation=citation,
             works=[text for text, _ in entries],
             bibtex="\n\n".join(entry for _, entry in entries),
@@ -289,7 +293,12 @@ def start_page(root, pages, ledger):
 
 
 def main(project=None):
-    """Fill `build/site-source/`; returns 0, or 2 if what is committed does not fit together."""
+    """Fill `build/site-source/`; returns 0, or 2 if a package or something committed is amiss."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        install = "run pip install -r requirements-site.lock, or make site without VENV="
+        print(f"error: {', '.join(missing)} not installed; {install}", file=sys.stderr)
+        return 2
     project = project or Project(provenance.ROOT)
     root, target = project.root, project.root / "build" / "site-source"
     shutil.rmtree(target, ignore_errors=True)
@@ -306,7 +315,7 @@ def main(project=None):
         files = {
             "claims.md": mark_verdicts(relink(ledger, "figures", root, pages)),
             "data.md": relink(data, "data", root, pages),
-            "index.md": start_page(root, pages, ledger),
+            "index.md": start_page(project, pages, ledger),
             **{f"{page.name}.ipynb": prepare(page, root, pages) for page in pages},
         }
     except ProjectError as error:
