@@ -126,7 +126,7 @@ def recovery(detector, cases: Sequence[Case], *, n_masks: int, seed: int) -> pd.
     return pd.DataFrame(records, columns=columns)
 
 
-class _Logit(nn.Module):
+class Logit(nn.Module):
     """The logit of singing (N, 1) at the centre frame, for gradients.
 
     Those of the probability are denormal numbers where it is near 0, a hundred times slower.
@@ -150,7 +150,7 @@ def _scores(detector, case: Case, n_masks, seed) -> dict[tuple[str, bool], np.nd
         whole = evaluate(detector, x, CELLS, np.ones((1, CELLS.d)), filler)[0, 0]
         return towards * (whole - hidden)
 
-    logit = _Logit(detector)
+    logit = Logit(detector)
 
     def integrated(baseline):
         return towards * CELLS.sums(integrated_gradients(logit, x, baseline, 0, steps=32))
