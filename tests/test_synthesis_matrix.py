@@ -193,3 +193,15 @@ def test_tests_that_cannot_be_compared_are_named():
         synthesis.difference(make(), "IG", "SHAP")
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95"):
         synthesis.estimates([make()], level=95)
+
+
+def test_texts_are_the_estimates_by_test_and_explainer():
+    values = np.random.default_rng(3).random((30, 2))
+    tests = [
+        synthesis.Test("planted", "scenes", ("a", "b"), values),
+        synthesis.Test("F", "songs", ("b",), values[:, :1]),
+    ]
+    table = synthesis.estimates(tests)
+    found = synthesis.texts(table)
+    assert list(found) == [("planted, scenes", "a"), ("planted, scenes", "b"), ("F, songs", "b")]
+    assert found["planted, scenes", "b"] == synthesis.estimate(tests[0], "b").text()

@@ -144,6 +144,16 @@ def estimates(
     return pd.DataFrame(rows, columns=columns)
 
 
+def texts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Scores such as "0.72 [0.65, 0.78]" by label of the test, see `Test.label`, and explainer."""
+    return {
+        (f"{row.test}, {row.data}", row.explainer): Estimate(
+            row.value, row.low, row.high, row.n
+        ).text()
+        for row in table.itertuples()
+    }
+
+
 def estimate(
     test: Test, explainer: str, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
 ) -> Estimate:
