@@ -51,8 +51,10 @@ help: ## list the targets
 
 figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (26 min)
 
+# With -j each notebook gets one thread: two that want all cores only get in each other's way.
 build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
-	$(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
+	$(if $(findstring --jobserver,$(MAKEFLAGS)),OMP_NUM_THREADS=1) \
+	  $(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
 
 # A notebook would fetch them too, but without a progress bar.
 build/.fetched: data/assets.toml | $(STAMP)

@@ -668,7 +668,7 @@ def test_resumed_state_is_that_of_an_uninterrupted_training(toy, own_head, tmp_p
 
 def test_interrupted_training_goes_on_from_its_last_checkpoint(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(ganmex, "CHECKPOINT_EVERY", 2)
-    checkpoint, step, taken = tmp_path / "state", ganmex.Training.step, []
+    checkpoint, step, taken = tmp_path / "new" / "state", ganmex.Training.step, []
 
     def counted(training):
         if len(taken) == 5 and taken[-1] != "stopped":

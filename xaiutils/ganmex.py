@@ -285,7 +285,8 @@ def train(
     seed : int
         Of initial weights, order of images and wanted classes.
     checkpoint : Path, optional
-        Where the state is kept, so that an interrupted training resumes; removed at the end.
+        Where the state is kept, so that an interrupted training resumes; removed at the end. Its
+        folder is made.
 
     Returns
     -------
@@ -314,6 +315,7 @@ def train(
                 if state.iteration % CHECKPOINT_EVERY == 0:
                     bar.set_postfix({k: f"{v:.2f}" for k, v in losses.items()})
                     if checkpoint is not None:
+                        checkpoint.parent.mkdir(parents=True, exist_ok=True)
                         state.save(checkpoint)
     finally:
         for parameter, wanted in zip(model.parameters(), frozen, strict=True):

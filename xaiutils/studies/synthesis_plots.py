@@ -127,7 +127,7 @@ def _arrow(test: Test) -> str:
     return "↑" if test.larger_is_better else "↓"
 
 
-def matrix(tests: Sequence[Test], table: pd.DataFrame, cost: pd.DataFrame):
+def matrix(tests: Sequence[Test], table: pd.DataFrame, cost: pd.DataFrame, *, per: str = "image"):
     """Scores of explainers (rows) in tests (columns, grouped by data), and model calls.
 
     Colours show the position between the worst and the best score of a column. Below each value
@@ -140,14 +140,16 @@ def matrix(tests: Sequence[Test], table: pd.DataFrame, cost: pd.DataFrame):
     table : DataFrame
         Of `synthesis_matrix.estimates`.
     cost : DataFrame
-        Columns "forward" and "backward", calls per image; the explainers are its index.
+        Columns "forward" and "backward", calls of the model; the explainers are its index.
+    per : str
+        What `cost` is for.
     """
     tests = [t for data in dict.fromkeys(t.data for t in tests) for t in tests if t.data == data]
     names = list(dict.fromkeys(e for t in tests for e in t.explainers))
     columns = [_column(test, table, names) for test in tests]
     heads = [_head(t, digits) for t, (_, digits) in zip(tests, columns, strict=True)]
     groups = {t.data: f"{t.data}\n{_n(table[table['data'] == t.data])}" for t in tests}
-    groups["cost"] = "model calls\nper image"
+    groups["cost"] = f"model calls\nper {per}"
     calls = cost[["forward", "backward"]].map("{:,}".format).reindex(names, fill_value=_ABSENT)
     heads += list(calls)
     owners = [t.data for t in tests] + ["cost"] * 2
