@@ -685,7 +685,7 @@ def test_interrupted_training_goes_on_from_its_last_checkpoint(toy, tmp_path, mo
     resumed = ganmex.train(*toy, TINY, seed=1, checkpoint=checkpoint)
     assert taken == [0, 1, 2, 3, 4, "stopped", 4, 5]
     assert not differ(whole, resumed)
-    assert not [*tmp_path.iterdir()]
+    assert not [*checkpoint.parent.iterdir()]
 
 
 def test_checkpoints_of_another_training_are_refused(toy, tmp_path):
