@@ -104,7 +104,8 @@ def block(project):
     """The part of README.md between the marks: what each notebook found, and counts by verdict."""
     found = headlines(project)
     total = Counter(claims.verdict_of(*result) for result in claims.results(project).values())
-    text = f"{FIRST}\n\n| notebook | asks | measured [95 % interval], claim, verdict |\n|:--|:--|:--|\n"
+    text = f"{FIRST}\n\n| notebook | asks | measured [95 % interval], claim, verdict |\n"
+    text += "|:--|:--|:--|\n"
     for name, h in found.items():
         paper = f"<br>{h.paper}" if h.paper else ""
         measured = f"{h.measured}: **{h.verdict}** (`{h.claim}`)" if h.measured else "–"
