@@ -52,7 +52,7 @@ NBVAL := --nbval-lax --nbval-current-env
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (26 min)
+figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (28 min)
 
 # With -j threads that wait must not spin on the cores that the other notebook computes on.
 build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
@@ -70,15 +70,15 @@ figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
 	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.readme
 
-test: lint ## lint, unit tests, all notebooks at smoke scale (12 min)
+test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 	$(PYTHON) -m pytest
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
 
-verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (26 min)
+verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (28 min)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
-notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
+notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (28 min)
 	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.readme
 
@@ -88,7 +88,7 @@ $(UPDATES): update-%: | $(STAMP)
 lab: | $(STAMP) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab notebooks
 
-bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (5 min)
+bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (4 min)
 	mkdir -p build
 	$(PYTHON) -m pytest -s -m benchmark tests/benchmarks
 
