@@ -45,7 +45,7 @@ def write(project, text):
 def test_the_results_are_those_of_the_ledger():
     root = Project(provenance.ROOT)
     text = (root.root / "README.md").read_text(encoding="utf-8")
-    assert text == readme.updated(text, root), "run make claims"
+    assert text == readme.updated(root), "run make claims"
     assert all(f"[{name}](notebooks/{name}.ipynb)" in text for name in root.names())
 
 
@@ -103,8 +103,9 @@ def test_headlines_take_only_what_there_is(project, capsys, old, new, message):
 
 @pytest.mark.parametrize("text", [TEXT.replace(readme.LAST, ""), TEXT + TEXT, "# Title\n"])
 def test_the_marks_must_be_there_once(project, text):
+    (project.root / "README.md").write_text(text)
     with pytest.raises(ProjectError, match="once, in order"):
-        readme.updated(text, project)
+        readme.updated(project)
 
 
 def test_every_committed_headline_names_a_claim_of_the_ledger():

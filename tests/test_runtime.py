@@ -2,6 +2,8 @@
 
 import gc
 import json
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -406,3 +408,13 @@ def test_a_fallback_says_one_line_and_why(cache, caplog, capfd):
     assert "using torch" in message and "\x1b" not in message
     out, err = capfd.readouterr()
     assert len((out + err).splitlines()) <= 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_memory_of_large_arrays_is_used_again():
+    once = torch.ones(2**25)  # 128 MiB, 32,768 pages
+    del once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**25)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 32_768

@@ -11,9 +11,11 @@ from torch import nn
 from xaiutils import fidelity, sanity
 from xaiutils.fidelity_curves import Curves
 from xaiutils.perturb import Components
+from xaiutils.studies import ganmex_cases
 from xaiutils.studies import synthesis_cases as cases
 from xaiutils.studies import synthesis_tests as tests
 from xaiutils.studies.ganmex_cases import Case, Exact
+from xaiutils.studies.ganmex_models import Run
 from xaiutils.studies.synthesis_explainers import Explained
 from xaiutils.studies.synthesis_matrix import estimate
 from xaiutils.studies.synthesis_planted import Planted
@@ -375,13 +377,14 @@ def test_baselines_of_scenes(monkeypatch):
     x, classes = rng.random((3, 3, 8, 8)).astype(np.float32), np.array([3, 1, 2])
 
     class Problem:
-        train_images, train_labels = train, labels
+        name, train_images, train_labels = "scenes", train, labels
 
-    asked = []
-    monkeypatch.setattr(cases.ganmex_models, "load", lambda run: asked.append(run) or Painter())
-    case = Case("run", Problem, Smooth(), {}, None, x, None, None, None)
+    asked, run = [], Run("scenes", 8)
+    monkeypatch.setattr(ganmex_cases, "_generator", lambda run: asked.append(run) or Painter())
+    # Neither the case's own images nor its targets are those asked for.
+    case = Case(run, Problem, Smooth(), {}, None, x[:1], classes[:1], classes[:1], None)
     found = cases.scene_baselines(case, x, classes)
-    assert list(found) == ["zero", "mean", "nearest sample", "GANMEX"] and asked == ["run"]
+    assert list(found) == ["zero", "mean", "nearest sample", "GANMEX"] and asked == [run]
     assert all(b.shape == x.shape for b in found.values())
     assert_array_equal(found["zero"], 0)
     mean = train.numpy().mean((0, 2, 3))

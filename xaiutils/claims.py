@@ -352,17 +352,36 @@ def _is_fresh(project, name):
     return record is None or provenance.is_current(record["hashes"], project, name)
 
 
-def main(project=None):
-    """Write `figures/CLAIMS.md`; returns 0, or 2 if the ledger is not well-formed."""
+def generate(name, text_of, project=None):
+    """Write a text file of the project, of this name.
+
+    Parameters
+    ----------
+    name : str
+        Path from the project's root.
+    text_of : callable
+        ``text_of(project) -> str``.
+    project : Project, optional
+        By default the one this package is part of.
+
+    Returns
+    -------
+    int
+        0, or 2 if something that the text is made of is not well-formed; nothing is written then.
+    """
     project = project or Project(provenance.ROOT)
-    path = project.root / "figures" / "CLAIMS.md"
     try:
-        provenance.write(path, summary(project).encode())
+        provenance.write(project.root / name, text_of(project).encode())
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {path.relative_to(project.root)}")
+    print(f"wrote {name}")
     return 0
+
+
+def main(project=None):
+    """Write `figures/CLAIMS.md`; returns 0, or 2 if the ledger is not well-formed."""
+    return generate("figures/CLAIMS.md", summary, project)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass
 
-from xaiutils import claims, provenance
-from xaiutils.notebooks import Project, ProjectError, figure_names
+from xaiutils import claims
+from xaiutils.notebooks import ProjectError, figure_names
 
 FIRST, LAST = "<!-- written by make claims -->", "<!-- end of what make claims writes -->"
 _KEYS = {"paper": str, "asks": str, "minutes": int, "figures": list, "claim": str, "sentence": str}
@@ -124,7 +124,7 @@ def _line(*cells):
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def updated(text, project):
+def updated(project):
     """The text of README.md with today's `block` between its marks.
 
     Raises
@@ -132,6 +132,7 @@ def updated(text, project):
     ProjectError
         If the marks are not there, each once and in order.
     """
+    text = (project.root / "README.md").read_text(encoding="utf-8")
     before, first, rest = text.partition(FIRST)
     _, last, after = rest.partition(LAST)
     if not (first and last) or FIRST in after or LAST in after + before:
@@ -141,15 +142,7 @@ def updated(text, project):
 
 def main(project=None):
     """Bring README.md up to date; returns 0, or 2 if something it needs is not well-formed."""
-    project = project or Project(provenance.ROOT)
-    path = project.root / "README.md"
-    try:
-        provenance.write(path, updated(path.read_text(encoding="utf-8"), project).encode())
-    except ProjectError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {path.relative_to(project.root)}")
-    return 0
+    return claims.generate("README.md", updated, project)
 
 
 if __name__ == "__main__":

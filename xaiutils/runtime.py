@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import hashlib
 import inspect
 import io
@@ -41,6 +42,22 @@ _MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormB
 # Decorator for products of small matrices. With several threads on cores that other processes
 # use too, a fit of 3 ms was seen to take 340 ms.
 one_blas_thread = ThreadpoolController().select(user_api="blas").wrap(limits=1)
+
+
+def _reuse_freed_memory() -> None:
+    """Tell glibc to keep up to 2 GiB of freed memory and to serve large arrays from it.
+
+    By default arrays over 32 MiB come fresh from the system each time, a page fault for every
+    4 KiB: on a virtual machine this took half the time of a gradient of 16 photographs. Other C
+    libraries are left alone.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            mallopt(option, value)
+
+
+_reuse_freed_memory()
 
 _forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 

@@ -240,7 +240,8 @@ def curve(table: pd.DataFrame, reference: pd.DataFrame):
             part = rows[rows["problem"] == problem].sort_values("iterations")
             label = f"{problem} ({_n(table[table['problem'] == problem])})"
             mark = _mark(problem, index)
-            _bars(ax, part["iterations"], part, mark, label, linestyle="-")
+            beside = 1.06 ** (index - (len(problems) - 1) / 2)  # equal values must not hide others
+            _bars(ax, part["iterations"] * beside, part, mark, label, linestyle="-")
             dashed = mark | {"linestyle": "--", "fillstyle": "none"}
             ax.plot(known, [levels[problem, quantity]] * len(known), markevery=[0, -1], **dashed)
         ax.set(xscale="log", xlabel="iterations of training", ylabel=_words(quantity, 2.2))

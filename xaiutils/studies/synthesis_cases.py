@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import baselines, datasets, ganmex, runtime, segment
+from xaiutils import baselines, datasets, runtime, segment
 from xaiutils.classifiers import imagenet
 from xaiutils.perturb import Components
-from xaiutils.studies import ganmex_models
 from xaiutils.studies.fidelity_study import IMAGENET_MEAN
-from xaiutils.studies.ganmex_cases import Case, nearest
+from xaiutils.studies.ganmex_cases import Case, baselines_of
 from xaiutils.studies.synthesis_explainers import Explained
 from xaiutils.studies.synthesis_planted import Planted, by_cell
 from xaiutils.studies.synthesis_tests import best
@@ -27,14 +26,9 @@ def scene_baselines(case: Case, x, classes) -> dict[str, np.ndarray]:
 
     The nearest training image of that class, and the one that the generator paints.
     """
-    mean = case.problem.train_images.mean((0, 2, 3)).numpy()
-    generator = ganmex_models.load(case.run).to(next(case.model.parameters()).device)
-    return {
-        "zero": baselines.black(x),
-        "mean": baselines.channel_mean(x, mean),
-        "nearest sample": nearest(case)(x, classes),
-        "GANMEX": ganmex.Baseline(generator)(x, classes),
-    }
+    names = {"zero": "zero", "mean": "mean", "MDTS": "nearest sample", "GANMEX": "GANMEX"}
+    found = baselines_of(case._replace(images=x, target=classes), names)
+    return {names[name]: values for name, values in found.items()}
 
 
 class Photographs(NamedTuple):

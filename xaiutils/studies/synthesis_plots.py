@@ -10,80 +10,23 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextToPath
 from scipy.ndimage import binary_erosion
 from skimage.measure import find_contours
 
 from xaiutils.figures import COLUMN, MIN_FONT, OKABE_ITO, SIGNED_CMAP, WIDE
 from xaiutils.perturb import Components
+from xaiutils.studies import page
 from xaiutils.studies.lime_limit_plots import picture
 from xaiutils.studies.synthesis_matrix import CONTROLS, Test, estimates
 from xaiutils.studies.synthesis_matrix import agreement as rank_agreement
 
-_LINE = 0.125  # inches, a line of 7 points
 _GOOD = "viridis"
 _ABSENT = "–"
 _PLANTED = {"color": "black", "linestyle": "-", "linewidth": 0.8}
 _RIGHT = {"color": OKABE_ITO[0], "linestyle": "-", "linewidth": 1.2}
 _WRONG = {"color": OKABE_ITO[1], "linestyle": (0, (2, 1)), "linewidth": 1.2}
-
-
-def _inches(words: str) -> float:
-    """Width of the longest line at 7 points."""
-    measure, font = TextToPath(), FontProperties(family="DejaVu Sans", size=MIN_FONT)
-    sizes = [measure.get_text_width_height_descent(s, font, False) for s in words.split("\n")]
-    return max(width for width, *_ in sizes) / 72
-
-
-def _canvas(width: float, height: float):
-    """A figure with one invisible panel whose coordinates are inches from the upper left."""
-    fig = plt.figure(figsize=(width, height), layout="none")
-    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    ax.axis("off")
-    return fig, ax
-
-
-def _write(ax, x: float, y: float, words: str, **options):
-    centred = {"ha": "center", "va": "center", "fontsize": MIN_FONT, "linespacing": 1.15}
-    return ax.text(x, y, words, **centred | options)
-
-
-def _cell(ax, box: Sequence[float], words: str, color=None):
-    """Words on a colour, in a box (x, y, width, height)."""
-    x, y, width, height = box
-    if color is not None:
-        gap = 0.01
-        corner = (x + gap, y + gap)
-        ax.add_patch(Rectangle(corner, width - 2 * gap, height - 2 * gap, fc=color, linewidth=0))
-    ink = "black" if color is None else _legible(color)
-    _write(ax, x + width / 2, y + height / 2, words, color=ink)
-
-
-def _legible(color) -> str:
-    """Black or white, whichever contrasts more (relative luminance as in WCAG 2)."""
-    rgb = np.array(color[:3])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return "black" if linear @ [0.2126, 0.7152, 0.0722] > 0.179 else "white"
-
-
-def _panel(fig, x: float, y: float, width: float, height: float):
-    """A panel whose upper left corner is at (x, y), all in inches from the figure's."""
-    w, h = fig.get_size_inches()
-    return fig.add_axes((x / w, 1 - (y + height) / h, width / w, height / h))
-
-
-def _colorbar(fig, box: Sequence[float], cmap, limits, label: str, **options):
-    """Horizontal colour bar in a box (x, y, width, height)."""
-    ax = _panel(fig, *box)
-    mapped = mpl.cm.ScalarMappable(mpl.colors.Normalize(*limits), cmap)
-    bar = fig.colorbar(mapped, cax=ax, orientation="horizontal", **options)
-    bar.set_label(label, fontsize=MIN_FONT, labelpad=2)
-    ax.tick_params(length=2, pad=1)
-    bar.outline.set_visible(False)
 
 
 def _digits(values) -> int:
@@ -111,7 +54,7 @@ def _interval(columns: Iterable[tuple[pd.DataFrame, int, float]]):
     """How to write all intervals of (rows, decimals, inches of room), and words for it."""
     for rows, digits, room in columns:
         known = rows.dropna(subset="value").itertuples()
-        if any(_inches(_bracket(row, digits)) > room - 0.06 for row in known):
+        if any(page.inches(_bracket(row, digits)) > room - 0.06 for row in known):
             return _half_width, "± half the width of the 95 % interval"
     return _bracket, "95 % interval"
 
@@ -153,38 +96,38 @@ def matrix(tests: Sequence[Test], table: pd.DataFrame, cost: pd.DataFrame, *, pe
     calls = cost[["forward", "backward"]].map("{:,}".format).reindex(names, fill_value=_ABSENT)
     heads += list(calls)
     owners = [t.data for t in tests] + ["cost"] * 2
-    left = 0.15 + max(map(_inches, names))
-    least = {name: _inches(words) + 0.08 for name, words in groups.items()}
-    least["cost"] = max(least["cost"], 2 * max(map(_inches, calls.to_numpy().flat)) + 0.16)
+    left = 0.15 + max(map(page.inches, names))
+    least = {name: page.inches(words) + 0.08 for name, words in groups.items()}
+    least["cost"] = max(least["cost"], 2 * max(map(page.inches, calls.to_numpy().flat)) + 0.16)
     widths = _widths(owners, least, WIDE - left - 0.05)
     room = [(*column, width) for column, width in zip(columns, widths, strict=False)]
     interval, foot = _interval(room)
-    head = 2 * _LINE + 0.15
-    top = head + max(map(_inches, heads)) + 0.1
-    row_height = 2 * _LINE + 0.05
+    head = 2 * page.LINE + 0.15
+    top = head + max(map(page.inches, heads)) + 0.1
+    row_height = 2 * page.LINE + 0.05
     bottom = top + row_height * len(names)
-    fig, ax = _canvas(WIDE, bottom + 0.55)
+    fig, ax = page.canvas(WIDE, bottom + 0.55)
     starts = left + np.cumsum([0, *widths])
     for name, words in groups.items():
         own = [c for c, owner in enumerate(owners) if owner == name]
         x0, x1 = starts[own[0]] + 0.03, starts[own[-1] + 1] - 0.03
-        _write(ax, (x0 + x1) / 2, 0.04, words, va="top")
+        page.write(ax, (x0 + x1) / 2, 0.04, words, va="top")
         ax.plot([x0, x1], [head - 0.05] * 2, color="0.3", linewidth=0.7, linestyle="-")
     for x, width, words in zip(starts, widths, heads, strict=False):
-        _write(ax, x + width / 2, top - 0.05, words, rotation=90, va="bottom")
+        page.write(ax, x + width / 2, top - 0.05, words, rotation=90, va="bottom")
     for r, name in enumerate(names):
         y = top + r * row_height
-        _write(ax, left - 0.07, y + row_height / 2, name, ha="right")
+        page.write(ax, left - 0.07, y + row_height / 2, name, ha="right")
         for x, (rows, digits, width) in zip(starts, room, strict=False):
             words, color, row = _ABSENT, None, rows.loc[name]
             if not np.isnan(row.value):
                 words = f"{_number(row.value, digits)}\n{interval(row, digits)}"
                 color = mpl.colormaps[_GOOD](row.goodness)
-            _cell(ax, (x, y, width, row_height), words, color)
+            page.cell(ax, (x, y, width, row_height), words, color)
         for x, width, words in zip(starts[-3:-1], widths[-2:], calls.loc[name], strict=True):
-            _cell(ax, (x, y, width, row_height), words)
+            page.cell(ax, (x, y, width, row_height), words)
     label = f"place between the worst and the best of each test; in cells: score, {foot}"
-    _colorbar(fig, (WIDE / 2 - 1, bottom + 0.12, 2, 0.1), _GOOD, (0, 1), label, ticks=[0, 1],
+    page.colorbar(fig, (WIDE / 2 - 1, bottom + 0.12, 2, 0.1), _GOOD, (0, 1), label, ticks=[0, 1],
               format=lambda x, _: "best" if x else "worst")  # fmt: skip
     return fig
 
@@ -222,16 +165,16 @@ def agreement(table: pd.DataFrame):
     names = list(dict.fromkeys([*table["first"], *table["second"]]))
     labels = {n: textwrap.fill(n, 18) for n in names}
     rows, columns = names[1:], names[:-1]
-    left = 0.15 + max(_inches(labels[n]) for n in rows)
+    left = 0.15 + max(page.inches(labels[n]) for n in rows)
     side = min(0.8, (WIDE - left - 0.05) / len(columns))
     width = max(COLUMN, left + side * len(columns) + 0.05)
-    row_height, top = 3 * _LINE + 0.06, 0.05
+    row_height, top = 3 * page.LINE + 0.06, 0.05
     bottom = top + row_height * len(rows)
-    foot = bottom + max(_inches(labels[n]) for n in columns) + 0.15
-    fig, ax = _canvas(width, foot + 0.55)
+    foot = bottom + max(page.inches(labels[n]) for n in columns) + 0.15
+    fig, ax = page.canvas(width, foot + 0.55)
     interval, words = _interval([(table, 2, side)])
     label = f"rank correlation of the explainers\nin cells: {words}, n explainers in common"
-    _colorbar(fig, (width / 2 - 1, foot, 2, 0.1), SIGNED_CMAP, (-1, 1), label)
+    page.colorbar(fig, (width / 2 - 1, foot, 2, 0.1), SIGNED_CMAP, (-1, 1), label)
     for row in table.itertuples():
         c, r = sorted(names.index(label) for label in (row.first, row.second))
         box = (left + side * c, top + row_height * (r - 1), side, row_height)
@@ -239,11 +182,11 @@ def agreement(table: pd.DataFrame):
         if not np.isnan(row.value):
             words = f"{_number(row.value, 2)}\n{interval(row)}\nn = {row.n}"
             color = mpl.colormaps[SIGNED_CMAP]((row.value + 1) / 2)
-        _cell(ax, box, words, color)
+        page.cell(ax, box, words, color)
     for r, name in enumerate(rows):
-        _write(ax, left - 0.07, top + row_height * (r + 0.5), labels[name], ha="right")
+        page.write(ax, left - 0.07, top + row_height * (r + 0.5), labels[name], ha="right")
     for c, name in enumerate(columns):
-        _write(ax, left + side * (c + 0.5), bottom + 0.06, labels[name], rotation=90, va="top")
+        page.write(ax, left + side * (c + 0.5), bottom + 0.06, labels[name], rotation=90, va="top")
     return fig
 
 
@@ -321,7 +264,7 @@ def _numbers(ax, x: Iterable[float], y: Iterable[float], labels: Sequence[int]):
     dots = ax.transData.transform(np.column_stack([x, y]))
     taken = [(dot - 3 * pixel, dot + 3 * pixel) for dot in dots]
     for dot, label in zip(dots, labels, strict=True):
-        half = np.array([36 * _inches(str(label)) + 0.7, 4]) * pixel
+        half = np.array([36 * page.inches(str(label)) + 0.7, 4]) * pixel
         for radius, angle in product(np.arange(7, 120, 3) * pixel, np.arange(8) * np.pi / 4):
             centre = dot + radius * np.array([np.cos(angle), np.sin(angle)])
             box = centre - half, centre + half
@@ -358,21 +301,22 @@ def examples(
     """
     change = max(np.abs(np.subtract(row["attacked"], row["clean"])).max() for row in rows)
     factor = max(1, int(0.5 / change)) if change else 1
-    names = ["clean", "attacked", f"difference ×\u00a0{factor}", *found]
-    left = 0.1 + max(_inches(textwrap.fill(title, 16)) for title in titles)
+    difference = "difference" if factor == 1 else f"difference ×\u00a0{factor}"
+    names = ["clean", "attacked", difference, *found]
+    left = 0.1 + max(page.inches(textwrap.fill(title, 16)) for title in titles)
     side = min(1.1, (WIDE - left - 0.05) / len(names))
     heads = [textwrap.fill(n, max(8, int(side / 0.06)), break_long_words=False) for n in names]
-    top = 0.08 + _LINE * max(head.count("\n") + 1 for head in heads)
-    width, pitch = left + side * len(names) + 0.05, side + _LINE + 0.03
-    fig, page = _canvas(width, top + pitch * len(rows) + 0.3)
+    top = 0.08 + page.LINE * max(head.count("\n") + 1 for head in heads)
+    width, pitch = left + side * len(names) + 0.05, side + page.LINE + 0.03
+    fig, sheet = page.canvas(width, top + pitch * len(rows) + 0.3)
     for c, head in enumerate(heads):
-        _write(page, left + side * (c + 0.47), top - 0.03, head, va="bottom")
+        page.write(sheet, left + side * (c + 0.47), top - 0.03, head, va="bottom")
     for r, (row, title, parts) in enumerate(zip(rows, titles, cells, strict=True)):
         y = top + pitch * r
-        _write(page, left - 0.05, y + side * 0.47, textwrap.fill(title, 16), ha="right")
+        page.write(sheet, left - 0.05, y + side * 0.47, textwrap.fill(title, 16), ha="right")
         clean, attacked = (np.transpose(row[key], (1, 2, 0)) for key in ("clean", "attacked"))
         planted, shape = np.asarray(row["planted"]), clean.shape[:2]
-        tiles = [_panel(fig, left + side * c, y, *[0.94 * side] * 2) for c in range(len(names))]
+        tiles = [page.panel(fig, left + side * c, y, *[0.94 * side] * 2) for c in range(len(names))]
         picture(tiles[0], clean, "")
         picture(tiles[1], attacked, "")
         picture(tiles[2], (0.5 + factor * (attacked - clean)).clip(0, 1), "")
@@ -383,7 +327,7 @@ def examples(
             _outline(tiles[c], parts, chosen & planted, shape, **_RIGHT)
             _outline(tiles[c], parts, chosen & ~planted, shape, **_WRONG)
             words = f"{(chosen & planted).sum()} of {chosen.sum()}"
-            _write(page, left + side * (c + 0.47), y + side * 0.95, words, va="top")
+            page.write(sheet, left + side * (c + 0.47), y + side * 0.95, words, va="top")
     styles = {"planted": _PLANTED, "found (counted)": _RIGHT, "wrongly chosen": _WRONG}
     lines = [Line2D([], [], **style) for style in styles.values()]
     fig.legend(lines, styles, loc="lower center", ncols=3, handlelength=3)
