@@ -54,10 +54,14 @@ help: ## list the targets
 
 figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (28 min)
 
-# With -j threads that wait must not spin on the cores that the other notebook computes on.
+# With -j N each notebook gets its share of the cores, but the last one all: it ends alone. Threads
+# that wait must not spin there. Results do not depend on the number of threads.
+JOBS = $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS)))
+SHARE = $$(( ($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS) ))
+THREADS = OMP_WAIT_POLICY=PASSIVE \
+  $(if $(filter $*,$(lastword $(NOTEBOOKS))),,OMP_NUM_THREADS=$(SHARE))
 build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
-	$(if $(findstring --jobserver,$(MAKEFLAGS)),OMP_WAIT_POLICY=PASSIVE) \
-	  $(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
+	$(if $(JOBS),$(THREADS)) $(PYTHON) -m xaiutils.run $* --profile $(PROFILE)
 
 # A notebook would fetch them too, but without a progress bar.
 build/.fetched: data/assets.toml | $(STAMP)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
 
-from xaiutils import perturb, segment
+from xaiutils import perturb, runtime, segment
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
 from xaiutils.explained import Task, generator
@@ -61,8 +61,8 @@ def gradient(
     Simonyan, Vedaldi and Zisserman, *Deep Inside Convolutional Networks*, 2013, arXiv 1312.6034.
     """
     task = Task(model, x, target, against, log_probability)
-    batches = [task.gradients(task.x[rows], rows) for _, rows, _ in task.batches(1, batch_size)]
-    return torch.cat(batches).cpu().numpy()
+    found = task.each_gradient(1, batch_size, lambda rows, _: task.x[rows])
+    return torch.cat([slopes for *_, slopes in found]).cpu().numpy()
 
 
 def input_x_gradient(
@@ -139,12 +139,14 @@ def smoothgrad(
     sigma = spread * (flat.amax(1) - flat.amin(1))
     generators = [generator(seed, i) for i in range(len(task.x))]
     mean, square = torch.zeros_like(task.x), torch.zeros_like(task.x)
-    for pieces, rows, _ in task.batches(n_samples, batch_size):
+
+    def noisy(rows, _):
         noise = torch.empty(len(rows), *task.x.shape[1:])
         for row, copy in zip(rows.tolist(), noise, strict=True):
             copy.normal_(generator=generators[row])
-        points = task.x[rows] + task.per_row(sigma[rows]) * noise.to(task.x)
-        slopes = task.gradients(points, rows)
+        return task.x[rows] + task.per_row(sigma[rows]) * noise.to(task.x)
+
+    for pieces, *_, slopes in task.each_gradient(n_samples, batch_size, noisy):
         for i, piece in pieces:
             mean[i] += slopes[piece].sum(0)
             square[i] += slopes[piece].square().sum(0)
@@ -200,13 +202,16 @@ def integrated_gradients(
     path = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     share = torch.full_like(path, 1 / steps)
     share[[0, -1]] /= 2
-    total = torch.zeros_like(task.x)
-    for pieces, rows, at in task.batches(steps + 1, batch_size):
-        along, part = (task.per_row(values[at].to(task.x)) for values in (path, share))
-        slopes = task.gradients(start[rows] + along * (task.x[rows] - start[rows]), rows)
+    change, total = task.x - start, torch.zeros_like(task.x)
+
+    def between(rows, at):
+        return start[rows] + task.per_row(path[at].to(task.x)) * change[rows]
+
+    for pieces, _, at, slopes in task.each_gradient(steps + 1, batch_size, between):
+        part = task.per_row(share[at].to(task.x))
         for i, piece in pieces:
             total[i] += (part[piece] * slopes[piece]).sum(0)
-    result = ((task.x - start) * total).cpu().numpy()
+    result = (change * total).cpu().numpy()
     return result[0] if single else result
 
 
@@ -268,16 +273,21 @@ def expected_gradients(
         chosen[i] = pool[torch.randint(len(pool), (n_samples,), generator=draws).numpy()]
         along[i].uniform_(generator=draws)
     total = torch.zeros_like(task.x)
-    for pieces, rows, at in task.batches(n_samples, batch_size):
-        starts = references[chosen[rows, at]].to(task.x)
-        change = task.x[rows] - starts
-        share = task.per_row(along[rows, at].to(task.x))
-        parts = change * task.gradients(starts + share * change, rows)
+
+    def changes(rows, at):
+        return task.x[rows] - references[chosen[rows, at]].to(task.x)
+
+    def between(rows, at):  # from x back to b, as far as 1 - a
+        return task.x[rows] - task.per_row(1 - along[rows, at].to(task.x)) * changes(rows, at)
+
+    for pieces, rows, at, slopes in task.each_gradient(n_samples, batch_size, between):
+        parts = changes(rows, at) * slopes
         for i, piece in pieces:
             total[i] += parts[piece].sum(0)
     return (total / n_samples).cpu().numpy()
 
 
+@runtime.one_thread()  # as in `each_gradient`; captum keeps its hooks in the layer
 def gradcam(
     model,
     layer,

@@ -125,6 +125,29 @@ class Task:
             pieces = [(i, slice(a, b)) for i, a, b in zip(inputs, first, ends, strict=True)]
             yield pieces, rows, copy
 
+    def each_gradient(self, copies: int, batch_size: int, points: Callable) -> Iterator[tuple]:
+        """The `batches` in order, each with the `gradients` at its points.
+
+        Parameters
+        ----------
+        copies, batch_size : int
+        points : callable
+            ``points(inputs, copies) -> tensor (B, *shape)``, called in order.
+
+        Yields
+        ------
+        pieces, inputs, copies
+            See `batches`.
+        gradients : tensor (B, *shape)
+        """
+
+        def with_gradients(made):
+            batch, at = made
+            return *batch, self.gradients(at, batch[1])
+
+        batches = ((b, points(*b[1:])) for b in self.batches(copies, batch_size))
+        yield from runtime.side_by_side(with_gradients, batches, self.x.device)
+
 
 def generator(seed: int, image: int) -> torch.Generator:
     """Source of the random numbers of input `image`, on the CPU, the same for any batch size."""

@@ -20,6 +20,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from xaiutils import assets
+from xaiutils.runtime import one_thread as one_thread
 
 COMMITTED = assets.DATA / "trained"
 # Each of these modules offers `recipes()`, the models of the default profile. They are named, not
@@ -120,20 +121,6 @@ def load_or_train(name: str, build: Build, train: Train, *, key: str) -> nn.Modu
                 measured = train(model)
                 _save(model, folder / filename, name=name, key=key, **measured)
     return model.cpu().eval().requires_grad_(False)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread: the same sums in the same order on any number of cores.
-
-    For layers as small as these it is also the faster way, above all on a busy machine.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
