@@ -7,7 +7,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest
 from torch import nn
 
-from xaiutils import attribution, segment
+from xaiutils import attribution, datasets, runtime, segment
+from xaiutils.classifiers import imagenet
 
 N, SHAPE, CLASSES = 5, (2, 6, 8), 4
 TARGET, AGAINST = np.array([0, 3, 1, 1, 2]), np.array([1, 0, 0, 3, 3])
@@ -72,7 +73,7 @@ class Power(nn.Module):
 
 
 class Recorder(nn.Module):
-    """Passes on and keeps every batch it sees."""
+    """Passes on and keeps every batch it sees; in order, if the test is `in_turn`."""
 
     def __init__(self, model):
         super().__init__()
@@ -131,6 +132,12 @@ def images():
     return np.random.default_rng(1).random((N, *SHAPE))
 
 
+@pytest.fixture
+def in_turn(monkeypatch):
+    """One batch at a time."""
+    monkeypatch.setattr(runtime, "threads", lambda: 1)
+
+
 def slope(model, x, target):
     """Gradient at one input, by a call of its own."""
     x = torch.as_tensor(x)[None].requires_grad_()
@@ -148,6 +155,23 @@ def test_batches_and_neighbours_do_not_matter(method, net, images):
         assert_allclose(method(net, images, TARGET, batch_size=size), together, atol=1e-12)
     assert_allclose(method(net, images[:2], TARGET[:2]), together[:2], atol=1e-12)
     assert abs(together[2] - together[3]).max() > 1e-3  # same target, another image
+
+
+def test_a_large_net_gives_the_same_bits_on_any_number_of_cores(monkeypatch):
+    """With several threads at one convolution sums have another order, 1e-6 of the largest."""
+    net, x = imagenet.load("efficientnet_lite0"), datasets.imagenet_samples().images[:3]
+    last = [part for part in net.modules() if isinstance(part, nn.Conv2d)][-1]
+    before, found = torch.get_num_threads(), []
+    for cores in (1, 2, 3):
+        torch.set_num_threads(cores)
+        monkeypatch.setattr(runtime, "threads", lambda cores=cores: cores)
+        slopes = attribution.gradient(net, x, TARGET[:3], batch_size=2)
+        cam = attribution.gradcam(net, last, x, TARGET[:3], batch_size=2)
+        found.append([slopes, cam, runtime.logits(net, x)])
+    torch.set_num_threads(before)
+    for more in found[1:]:
+        for one, other in zip(found[0], more, strict=True):
+            assert_array_equal(other, one)
 
 
 @pytest.mark.parametrize("method", LINEAR)
@@ -287,7 +311,7 @@ def test_input_x_gradient_names_a_baseline_that_does_not_fit(net, images):
 # --- SmoothGrad -----------------------------------------------------------------------------------
 
 
-def test_smoothgrad_is_a_loop_over_the_noisy_copies(net, images):
+def test_smoothgrad_is_a_loop_over_the_noisy_copies(net, images, in_turn):
     recorder = Recorder(net)
     found = attribution.smoothgrad(recorder, images, TARGET, n_samples=3, batch_size=4)
     copies = torch.cat(recorder.seen).unflatten(0, (N, 3))
@@ -297,7 +321,7 @@ def test_smoothgrad_is_a_loop_over_the_noisy_copies(net, images):
         assert_allclose(found.mean_square[i], (slopes**2).mean(0), atol=1e-12)
 
 
-def test_smoothgrad_noise_is_normal_of_a_share_of_each_range():
+def test_smoothgrad_noise_is_normal_of_a_share_of_each_range(in_turn):
     rng = np.random.default_rng(2)
     x = rng.random((2, 3, 20, 20)) * np.array([1, 5]).reshape(2, 1, 1, 1)
     x[:, 2] += 4  # the range is over all channels, not within each
@@ -409,7 +433,7 @@ def draws_of(n, m, n_samples, **options):
     return points.argmax(2), 1 - points.max(2)
 
 
-def test_expected_gradients_draw_uniformly():
+def test_expected_gradients_draw_uniformly(in_turn):
     n, m, n_samples = 3, 4, 2000
     chosen, along = draws_of(n, m, n_samples, batch_size=64)
     for i in range(n):
@@ -420,7 +444,7 @@ def test_expected_gradients_draw_uniformly():
     assert abs(np.corrcoef(along) - np.eye(n)).max() < 0.1  # images draw on their own
 
 
-def test_expected_gradients_are_a_loop_over_the_draws(net, images):
+def test_expected_gradients_are_a_loop_over_the_draws(net, images, in_turn):
     n_samples = 4
     references = np.random.default_rng(6).random((3, *SHAPE))
     chosen, along = draws_of(N, len(references), n_samples, seed=9)

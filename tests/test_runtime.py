@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -418,3 +419,43 @@ def test_memory_of_large_arrays_is_used_again():
     for _ in range(10):
         torch.ones(2**25)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 32_768
+
+
+def test_calls_side_by_side_keep_their_order_and_few_wait():
+    threads = torch.get_num_threads()
+    made, meeting = [], threading.Barrier(2, timeout=20)  # two calls must run at a time
+
+    def items():
+        for i in range(8):
+            made.append(i)
+            yield i
+
+    def call(i):
+        meeting.wait()
+        return i, torch.get_num_threads(), threading.get_ident()
+
+    cpu = torch.device("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "threads", lambda: 2)
+        results = runtime.side_by_side(call, items(), cpu)
+        first = next(results)
+        assert first[0] == 0 and len(made) <= 3
+        found = [first, *results]
+    assert [i for i, *_ in found] == list(range(8))
+    assert {inside for _, inside, _ in found} == {1} and len({who for *_, who in found}) == 2
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_of_one_call_reaches_the_caller():
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        list(runtime.side_by_side(lambda i: 1 / i, [2, 1, 0, 1], torch.device("cpu")))
+    assert torch.get_num_threads() == threads
+
+
+def test_other_devices_take_one_call_after_the_other():
+    def call(i):
+        return i, threading.get_ident()
+
+    found = list(runtime.side_by_side(call, range(4), torch.device("meta")))
+    assert found == [(i, threading.get_ident()) for i in range(4)]

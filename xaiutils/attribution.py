@@ -11,8 +11,9 @@ Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *sh
 - with `log_probability`, and without `against`, the log-probability of `target`.
 
 The model is used where it lives and in its precision, is not changed, and may have trainable
-parameters; they get no gradients. All raise ValueError if a shape or a class does not fit or if
-dropout or batch norm is in training mode.
+parameters; they get no gradients. On the CPU several batches go through it at a time, so that
+results do not depend on the number of cores: its forward pass must not keep anything. All raise
+ValueError if a shape or a class does not fit or if dropout or batch norm is in training mode.
 """
 
 from __future__ import annotations
