@@ -52,7 +52,7 @@ NBVAL := --nbval-lax --nbval-current-env
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (28 min)
+figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (26 min; with -j2 19)
 
 # With -j N each notebook gets its share of the cores, but the last one all: it ends alone. Threads
 # that wait must not spin there. Results do not depend on the number of threads.
@@ -79,10 +79,10 @@ test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
 
-verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (28 min)
+verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (26 min)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
-notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (28 min)
+notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
 	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.readme
 

@@ -413,12 +413,13 @@ def test_a_fallback_says_one_line_and_why(cache, caplog, capfd):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_memory_of_large_arrays_is_used_again():
-    once = torch.ones(2**25)  # 128 MiB, 32,768 pages
-    del once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(2**25)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 32_768
+    faults = []
+    for _ in range(40):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**25)  # 128 MiB, 32,768 pages
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    # The first ones may find no room that is large enough and aligned.
+    assert np.median(faults) < 1000, faults
 
 
 def test_calls_side_by_side_keep_their_order_and_few_wait():

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from xaiutils import attribution, datasets, fidelity, intervals
 from xaiutils.fidelity_curves import Curves, area
+from xaiutils.runtime import one_blas_thread
 
 SLOTS, SIDE = 3, 14  # slots per row of a board, pixels per row of a slot
 GREY = 0.5  # hidden pixels: between two values of 8 bits, so that no clean pixel has it
@@ -297,6 +298,7 @@ def _halved(images) -> np.ndarray:
 
 
 @functools.cache
+@one_blas_thread
 def _fitted(n_digits: int = 10_000) -> tuple[np.ndarray, np.ndarray, float]:
     """Weights (10, 1, 14, 14), biases (10,) and median range of the logits of training digits."""
     data = datasets.mnist()
