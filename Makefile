@@ -107,7 +107,7 @@ lint: | $(STAMP) ## check style and format (seconds)
 clean: ## remove what was generated; keeps .venv, the cache and committed figures
 	rm -rf build .pytest_cache .ruff_cache figures/*/*.pdf
 
-retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (3 h)
+retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (2 h)
 	$(PYTHON) -m xaiutils.trained
 
 site: | $(SITE_STAMP) ## write build/site/, web pages of all this (20 s; first time 2 min)
