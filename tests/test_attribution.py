@@ -161,14 +161,14 @@ def test_a_large_net_gives_the_same_bits_on_any_number_of_cores(monkeypatch):
     """With several threads at one convolution sums have another order, 1e-6 of the largest."""
     net, x = imagenet.load("efficientnet_lite0"), datasets.imagenet_samples().images[:3]
     last = [part for part in net.modules() if isinstance(part, nn.Conv2d)][-1]
-    before, found = torch.get_num_threads(), []
+    found = []
     for cores in (1, 2, 3):
-        torch.set_num_threads(cores)
-        monkeypatch.setattr(runtime, "threads", lambda cores=cores: cores)
-        slopes = attribution.gradient(net, x, TARGET[:3], batch_size=2)
-        cam = attribution.gradcam(net, last, x, TARGET[:3], batch_size=2)
-        found.append([slopes, cam, runtime.logits(net, x)])
-    torch.set_num_threads(before)
+        with runtime.one_thread():  # gives the number before it back
+            torch.set_num_threads(cores)
+            monkeypatch.setattr(runtime, "threads", lambda cores=cores: cores)
+            slopes = attribution.gradient(net, x, TARGET[:3], batch_size=2)
+            cam = attribution.gradcam(net, last, x, TARGET[:3], batch_size=2)
+            found.append([slopes, cam, runtime.logits(net, x)])
     for more in found[1:]:
         for one, other in zip(found[0], more, strict=True):
             assert_array_equal(other, one)

@@ -422,6 +422,15 @@ def test_memory_of_large_arrays_is_used_again():
     assert np.median(faults) < 1000, faults
 
 
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_a_c_library_without_the_setting_is_left_alone(error, monkeypatch):
+    def library(_):
+        raise error
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", library)
+    runtime._reuse_freed_memory()
+
+
 def test_calls_side_by_side_keep_their_order_and_few_wait():
     threads = torch.get_num_threads()
     made, meeting = [], threading.Barrier(2, timeout=20)  # two calls must run at a time
