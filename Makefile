@@ -42,7 +42,8 @@ endif
 EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
-  $(filter-out xaiutils/site/% xaiutils/readme.py,$(wildcard xaiutils/*.py xaiutils/*/*.py data/trained/*))
+  $(filter-out xaiutils/companion/site/% xaiutils/companion/readme.py,\
+  $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/*))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
 
@@ -65,14 +66,14 @@ build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
 
 # A notebook would fetch them too, but without a progress bar.
 build/.fetched: data/assets.toml | $(STAMP)
-	$(PYTHON) -m xaiutils.assets
+	$(PYTHON) -m xaiutils.data.assets
 	@mkdir -p build && touch $@
 
 # The target exists in a fresh clone; the executed copies make it old.
 figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
   notebooks/headlines.toml | $(STAMP)
-	$(PYTHON) -m xaiutils.claims
-	$(PYTHON) -m xaiutils.readme
+	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.companion.readme
 
 test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 	$(PYTHON) -m pytest
@@ -83,8 +84,8 @@ verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
-	$(PYTHON) -m xaiutils.claims
-	$(PYTHON) -m xaiutils.readme
+	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.companion.readme
 
 $(UPDATES): update-%: | $(STAMP)
 	$(PYTHON) -m xaiutils.run --update $*
@@ -97,8 +98,8 @@ bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (
 	$(PYTHON) -m pytest -s -m benchmark tests/benchmarks
 
 claims: | $(STAMP) ## write figures/CLAIMS.md and README's results from the last runs (seconds)
-	$(PYTHON) -m xaiutils.claims
-	$(PYTHON) -m xaiutils.readme
+	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.companion.readme
 
 lint: | $(STAMP) ## check style and format (seconds)
 	$(PYTHON) -m ruff check xaiutils tests notebooks
@@ -108,16 +109,16 @@ clean: ## remove what was generated; keeps .venv, the cache and committed figure
 	rm -rf build .pytest_cache .ruff_cache figures/*/*.pdf
 
 retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (2 h)
-	$(PYTHON) -m xaiutils.trained
+	$(PYTHON) -m xaiutils.classifiers.trained
 
 site: | $(SITE_STAMP) ## write build/site/, web pages of all this (20 s; first time 2 min)
-	$(PYTHON) -m xaiutils.site.collect
+	$(PYTHON) -m xaiutils.companion.site.collect
 	rm -rf build/site
-	$(PYTHON) -m sphinx -q -W --keep-going -c xaiutils/site -d build/site-doctrees \
+	$(PYTHON) -m sphinx -q -W --keep-going -c xaiutils/companion/site -d build/site-doctrees \
 	  build/site-source build/site
 
 test-site: site ## write them, check them in Chromium (2 min)
-	$(PYTHON) -m pytest tests/site
+	$(PYTHON) -m pytest tests/companion/site
 
 lock: ## pin pyproject.toml: requirements*.lock and environment.yml (needs uv)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from xaiutils import notebooks
+from xaiutils.companion import notebooks
 
 PARAMETERS = """\
 n: int = 3  # points drawn
@@ -15,7 +15,7 @@ device: str = "auto"  # where to compute"""
 FIGURE = """\
 import matplotlib.pyplot as plt
 
-from xaiutils import claims, figures
+from xaiutils.companion import claims, figures
 
 fig, ax = plt.subplots()
 ax.plot(range(n), [scale * i for i in range(n)])

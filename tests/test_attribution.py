@@ -7,8 +7,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest
 from torch import nn
 
-from xaiutils import attribution, datasets, runtime, segment
+from xaiutils import attribution, runtime, segment
 from xaiutils.classifiers import imagenet
+from xaiutils.data import datasets
 
 N, SHAPE, CLASSES = 5, (2, 6, 8), 4
 TARGET, AGAINST = np.array([0, 3, 1, 1, 2]), np.array([1, 0, 0, 3, 3])

@@ -11,7 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
-from xaiutils import ganmex, problems, trained
+from xaiutils import ganmex
+from xaiutils.classifiers import trained
+from xaiutils.data import problems
 from xaiutils.ganmex import Settings
 
 TINY = Settings(iterations=6, per_class=2, width=4, critic_width=4, blocks=1)

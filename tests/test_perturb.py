@@ -6,7 +6,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xaiutils import datasets, designs, perturb, segment
+from xaiutils import designs, perturb, segment
+from xaiutils.data import datasets
 from xaiutils.perturb import Components
 
 DTYPES = [np.uint8, np.float32, np.float64]

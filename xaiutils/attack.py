@@ -16,8 +16,8 @@ from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from xaiutils import assets, trained
-from xaiutils.classifiers.singing import BANDS, BINS, HOP, WINDOW
+from xaiutils.classifiers import trained
+from xaiutils.data import assets
 
 Map = Callable[[Tensor], Tensor]
 _STORED = ("delta", "target", "logits", "flipped", "steps")
@@ -87,7 +87,7 @@ def signed_gradient(
     steps : int
         At most, each one forward and backward pass.
     confine : bool Tensor or callable, optional
-        Where `x` may change, broadcast against `x`; or a linear projection such as `MaskedSTFT`. It
+        Where `x` may change, broadcast against `x`; or a linear projection. It
         acts on the gradient, so that the sign is that of its usable part, and on `delta` after each
         step, before the clip to [-eps, eps].
 
@@ -136,51 +136,6 @@ def snr(x: Tensor, delta: Tensor, *, margin: int = 0) -> float:
     _check("delta", delta, fits, f"the shape of x, {tuple(x.shape)}, longer than 2 * {margin=}")
     signal, noise = (v[..., margin : v.shape[-1] - margin].double().norm() for v in (x, delta))
     return 20 * torch.log10(signal / noise).item()
-
-
-class MaskedSTFT(nn.Module):
-    """Linear projection of a waveform's change to open cells of the detector's log-mel features.
-
-    It keeps the bins of the short-time Fourier transform (Hann window of 512 samples, hop 128) that
-    only open cells see: frames which overlap the window, bands which weigh the bin. So frames
-    without an open band do not change at all. In the others the detector's own, shorter window
-    smears a little over the edges in frequency, and so does a clip: see `leakage`. The waveform has
-    `samples`; `allowed` (T, 80) bool has the open cells, of no use less than 5 frames in a row.
-    """
-
-    def __init__(self, detector: nn.Module, samples: int, allowed: Tensor):
-        super().__init__()
-        frames = 1 + (samples - WINDOW) // HOP
-        fits = allowed.dtype == torch.bool and allowed.shape == (frames, BANDS)
-        _check("allowed", allowed, fits, f"bool {(frames, BANDS)}, one value per frame and band")
-        self.size, self.hop = 2 * (BINS - 1), 128  # the bins are those of the detector's bank
-        centre = self.hop * torch.arange(1 + samples // self.hop)[:, None]
-        start = HOP * torch.arange(frames)
-        reach = self.size // 2 - 1  # the window begins with a zero
-        overlap = (start <= centre + reach) & (centre - reach < start + WINDOW)  # (S, T)
-        closed = overlap.float() @ (~allowed).float().cpu() > 0  # (S, 80)
-        weighs = detector.bank.T.cpu() > 0  # (80, 257)
-        kept = (closed.float() @ weighs.float() == 0) & weighs.any(0)  # (S, 257); none weighs 0 Hz
-        self.register_buffer("kept", kept.T)
-        self.register_buffer("window", torch.hann_window(self.size))
-        self.to(detector.bank.device)
-
-    def forward(self, delta: Tensor) -> Tensor:
-        """Project `delta` (1, samples); same shape."""
-        setting = {"n_fft": self.size, "hop_length": self.hop, "window": self.window.to(delta)}
-        bins = torch.stft(delta, **setting, pad_mode="constant", return_complex=True)  # (1, 257, S)
-        return torch.istft(bins * self.kept, **setting, length=delta.shape[-1])
-
-
-@torch.no_grad()
-def leakage(detector: nn.Module, x: Tensor, delta: Tensor, allowed: Tensor) -> float:
-    """Share of the squared change of the log-mel features outside the cells `allowed` (T, 80).
-
-    `x` and `delta` are (1, samples). In [0, 1], and 0 where nothing changes.
-    """
-    change = (detector.features(x + delta) - detector.features(x))[0].double().square()
-    total = change.sum().item()
-    return change[allowed.logical_not()].sum().item() / total if total else 0.0
 
 
 def cached(name: str, logits: Map, x: Tensor, *parts: object, **settings: object) -> Attack:

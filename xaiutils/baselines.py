@@ -16,8 +16,8 @@ import numpy as np
 import scipy.ndimage
 import torch
 
+from xaiutils.data.images import as_batch, as_images, rng
 from xaiutils.explained import Task, classes
-from xaiutils.images import as_batch, as_images, rng
 from xaiutils.training_samples import ClassMean as ClassMean
 from xaiutils.training_samples import NearestSample as NearestSample
 

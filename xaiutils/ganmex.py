@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from xaiutils import assets, runtime, trained
+from xaiutils import runtime
+from xaiutils.classifiers import trained
+from xaiutils.data import assets
 from xaiutils.gan_networks import Critic, Generator
 
 CHECKPOINT_EVERY = 250  # iterations between two states that an interrupted training resumes from
@@ -233,7 +235,7 @@ class Training:
 
         Raises
         ------
-        xaiutils.trained.TrainedError
+        xaiutils.classifiers.trained.TrainedError
             The file is damaged or holds another training.
         """
         try:
@@ -297,7 +299,7 @@ def train(
     ------
     ValueError
         Images, labels or classes do not fit, or the model is in training mode.
-    xaiutils.trained.TrainedError
+    xaiutils.classifiers.trained.TrainedError
         The checkpoint is damaged or another training's.
     """
     _check(model, images, labels, settings)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import splu
 
-from xaiutils.images import as_floating, rng
+from xaiutils.data.images import as_floating, rng
 
 # Offsets of half of the eight neighbours and their weights; the others follow by symmetry.
 _NEIGHBOURS = {(0, 1): 1 / 6, (1, 0): 1 / 6, (1, 1): 1 / 12, (1, -1): 1 / 12}

@@ -28,7 +28,8 @@ import onnxruntime
 import torch
 from threadpoolctl import ThreadpoolController
 
-from xaiutils import assets
+from xaiutils.classifiers.trained import one_thread as one_thread
+from xaiutils.data import assets
 
 log = logging.getLogger("xaiutils")
 
@@ -105,20 +106,6 @@ def threads() -> int:
         cores = os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "").strip()
     return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread: the same sums in the same order on any number of cores.
-
-    For small layers it is also the faster way, above all on a busy machine.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def side_by_side(function, items: Iterable, device: torch.device) -> Iterator:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from xaiutils import runtime
+from xaiutils.data.images import as_batch, as_floating
 from xaiutils.explained import classes
-from xaiutils.images import as_batch, as_floating
 
 _BLOCK_ROWS = 2048  # images on each side of a block of distances
 _BLOCK_VALUES = 2**23  # pixels of the images on one side: 64 MiB in double precision

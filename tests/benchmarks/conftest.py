@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xaiutils import datasets, runtime
+from xaiutils import runtime
 from xaiutils.classifiers import imagenet
+from xaiutils.data import datasets
 from xaiutils.perturb import Components
 from xaiutils.segment import quickshift
 

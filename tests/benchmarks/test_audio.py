@@ -8,12 +8,13 @@ import torch
 from timing import over_model, seconds
 from torch.nn.functional import conv1d, pad
 
-from xaiutils import attack, datasets, lime, runtime
+from xaiutils import attack, lime, runtime
 from xaiutils.classifiers import singing
 from xaiutils.classifiers.singing import HOP
-from xaiutils.excerpts import FRAMES, around
-from xaiutils.studies.adversarial import CELLS, PRESETS
-from xaiutils.trained import one_thread
+from xaiutils.classifiers.trained import one_thread
+from xaiutils.data import datasets
+from xaiutils.data.excerpts import FRAMES, around
+from xaiutils.studies.audio.experiments import CELLS, PRESETS
 
 pytestmark = pytest.mark.benchmark
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from timing import seconds
 
-from xaiutils import baselines, ganmex, problems, trained
-from xaiutils.classifiers import small
+from xaiutils import baselines, ganmex
+from xaiutils.classifiers import small, trained
+from xaiutils.data import problems
 
 pytestmark = pytest.mark.benchmark
 

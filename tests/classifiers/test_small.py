@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from xaiutils import deeplift, problems, trained
-from xaiutils.classifiers import small
+from xaiutils import deeplift
+from xaiutils.classifiers import small, trained
+from xaiutils.data import problems
 
 # Problem, side in pixels, channels, classes.
 PROBLEMS = [

@@ -7,8 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from xaiutils import trained
-from xaiutils.classifiers import digits
+from xaiutils.classifiers import digits, trained
 
 
 @pytest.fixture

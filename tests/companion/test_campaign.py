@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from conftest import CLAIM, PARAMETERS
 
-from xaiutils import campaign, over_seeds, provenance, run, runner
-from xaiutils.apart import STOPPED, Job, Outcome, run_apart
-from xaiutils.notebooks import ProjectError
+from xaiutils.companion import campaign, over_seeds, provenance, run, runner
+from xaiutils.companion.apart import STOPPED, Job, Outcome, run_apart
+from xaiutils.companion.notebooks import ProjectError
 
 THREADS = """\
 import os
@@ -21,7 +21,7 @@ cores = getattr(os, "sched_getaffinity", lambda _: [0])(0)
 print(*map(os.environ.get, ("OMP_NUM_THREADS", "MKL_NUM_THREADS")), len(cores))"""
 FAILS = "assert seed != 2, 'this seed fails'"
 RECORD = """\
-from xaiutils import claims
+from xaiutils.companion import claims
 claims.record("rises", 0.5 + seed, 0.4 + seed, 0.6 + seed, n=n)"""
 
 

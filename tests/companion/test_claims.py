@@ -5,8 +5,9 @@ import json
 import pytest
 from conftest import CLAIM, FIGURE
 
-from xaiutils import claims, intervals, provenance
-from xaiutils.notebooks import ProjectError
+from xaiutils import intervals
+from xaiutils.companion import claims, provenance
+from xaiutils.companion.notebooks import ProjectError
 
 OTHER = (
     CLAIM.replace('"rises"', '"falls"')

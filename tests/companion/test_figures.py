@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from xaiutils import figures, provenance
+from xaiutils.companion import figures, provenance
 
 ALT = "Accuracy against the share of masked pixels, falling from 0.9 to 0.1."
 
@@ -53,7 +53,7 @@ def save(name="curve", fig=None, **changes):
 
 def test_three_files_with_the_numbers_and_all_they_depend_on(folder, monkeypatch):
     registry = types.SimpleNamespace(used=lambda: {"b": "22", "a": "11"})
-    monkeypatch.setitem(sys.modules, "xaiutils.assets", registry)
+    monkeypatch.setitem(sys.modules, "xaiutils.data.assets", registry)
     save()
     assert sorted(p.name for p in folder.iterdir()) == ["curve.json", "curve.pdf", "curve.png"]
     record = json.loads((folder / "curve.json").read_text())
@@ -170,18 +170,6 @@ def test_no_two_styles_share_a_cue():
         assert len({style[cue] for style in figures.STYLES}) == 8
 
 
-@pytest.mark.parametrize(
-    ("values", "limit"), [([[1, -3], [np.nan, 2]], 3.0), ([0.5], 0.5), ([0, 0], 1.0)]
-)
-def test_signed_limits_are_symmetric_about_zero(values, limit):
-    assert figures.signed_limits(values) == (-limit, limit)
-
-
-def test_signed_limits_need_a_number():
-    with pytest.raises(ValueError, match="none is finite"):
-        figures.signed_limits([np.nan])
-
-
 def test_numbers_become_plain_json_with_six_digits():
     found = provenance.plain(
         {
@@ -220,25 +208,6 @@ def test_numbers_become_plain_json_with_six_digits():
     ]
     with pytest.raises(TypeError, match="complex"):
         provenance.plain({"z": 1j})
-
-
-def test_dots_span_their_intervals():
-    rows = pandas.DataFrame({"value": [0.5, 0.2], "low": [0.1, 0.15], "high": [0.6, 0.4]})
-    fig, ax = plt.subplots()
-    figures.dots(ax, rows, [3, 7], style=2, label="ours")
-    (bars,) = ax.containers
-    line, caps, (spans,) = bars.lines
-    np.testing.assert_allclose(line.get_xydata(), [[0.5, 3], [0.2, 7]])
-    np.testing.assert_allclose(spans.get_segments(), [[[0.1, 3], [0.6, 3]], [[0.15, 7], [0.4, 7]]])
-    assert (line.get_color(), line.get_marker()) == (figures.OKABE_ITO[2], "^")
-    assert line.get_linestyle() == "None" and len(caps) == 2
-    assert ax.get_legend_handles_labels()[1] == ["ours"]
-    figures.dots(ax, rows, [3, 7], style=2, color="black", marker="")
-    assert (ax.containers[1].lines[0].get_color(), ax.containers[1].lines[0].get_marker()) == (
-        "black",
-        "",
-    )
-    plt.close(fig)
 
 
 def test_device_auto_is_recorded_as_the_device_it_stands_for(monkeypatch):

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from xaiutils import assets, claims, notebooks, provenance
+from xaiutils.companion import claims, notebooks, provenance
+from xaiutils.data import assets
 
 PROJECT = notebooks.Project(provenance.ROOT)
 each_notebook = pytest.mark.parametrize("name", PROJECT.names())

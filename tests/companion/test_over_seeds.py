@@ -2,7 +2,7 @@
 
 import pytest
 
-from xaiutils import claims, over_seeds
+from xaiutils.companion import claims, over_seeds
 
 
 def claim(text="t", **rule):

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from xaiutils import claims, notebooks, provenance
+from xaiutils.companion import claims, notebooks, provenance
 
 PROJECT = notebooks.Project(provenance.ROOT)
 NAMES = PROJECT.names()

@@ -3,8 +3,8 @@
 import nbformat
 import pytest
 
-from xaiutils import provenance
-from xaiutils.notebooks import Project, ProjectError
+from xaiutils.companion import provenance
+from xaiutils.companion.notebooks import Project, ProjectError
 
 WRITERS = ("claims", "figures", "kernel", "notebooks", "provenance")
 
@@ -15,15 +15,19 @@ def notebook(*cells):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of empty modules, and the function from cells to its hash."""
+    """A package of empty modules."""
     folder = tmp_path / "package"
-    (folder / "studies").mkdir(parents=True)
-    for name in ("__init__", *WRITERS, "run", "low", "mid", "other"):
-        (folder / f"{name}.py").touch()
-    for name in ("__init__", "first", "second"):
-        (folder / "studies" / f"{name}.py").touch()
+    modules = {
+        ".": ("low", "mid", "other"),
+        "companion": (*WRITERS, "run"),
+        "studies": ("first", "second"),
+    }
+    for inner, names in modules.items():
+        (folder / inner).mkdir(parents=True, exist_ok=True)
+        for name in ("__init__", *names):
+            (folder / inner / f"{name}.py").touch()
     (tmp_path / "requirements.lock").touch()
-    monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(folder / "companion" / "provenance.py"))
     return folder
 
 
@@ -196,5 +200,11 @@ def test_notebooks_of_this_project_need_their_studies_and_not_those_of_others():
     modules = provenance._modules(provenance.ROOT / "xaiutils")
     cells = [c.source for c in project.read("02_lime_limit").cells if c.cell_type == "code"]
     needed = {name.removeprefix("xaiutils.") for name in provenance._needed(modules, cells)}
-    assert {"studies.lime_facts", "studies.lime_models", "limit", "perturb", "assets"} <= needed
+    assert {
+        "studies.limit.facts",
+        "studies.limit.models",
+        "limit",
+        "perturb",
+        "data.assets",
+    } <= needed
     assert not {"studies.fidelity_study", "fidelity", "attack", "studies.adversarial"} & needed

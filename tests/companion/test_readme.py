@@ -11,8 +11,9 @@ import pytest
 from conftest import CLAIM, FIGURE
 from PIL import Image
 
-from xaiutils import assets, claims, provenance, readme
-from xaiutils.notebooks import Project, ProjectError
+from xaiutils.companion import claims, provenance, readme
+from xaiutils.companion.notebooks import Project, ProjectError
+from xaiutils.data import assets
 
 HEADLINE = """\
 [tiny]

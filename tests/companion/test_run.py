@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
 
-from xaiutils import kernel, notebooks, provenance, run, runner
-from xaiutils.notebooks import ProjectError
+from xaiutils.companion import kernel, notebooks, provenance, run, runner
+from xaiutils.companion.notebooks import ProjectError
 
 ALT = "A line " * 9
 RECORD = 'claims.record("rises", scale, 0.9 * scale, 1.1 * scale, n=n)'

@@ -9,10 +9,10 @@ from collections import Counter
 import nbformat
 import pytest
 
-from xaiutils import readme
-from xaiutils.notebooks import ProjectError
-from xaiutils.provenance import ROOT
-from xaiutils.site import collect
+from xaiutils.companion import readme
+from xaiutils.companion.notebooks import ProjectError
+from xaiutils.companion.provenance import ROOT
+from xaiutils.companion.site import collect
 
 ALT = "Two lines that cross, the first one dashed, the second one rising."
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", 828, 400)

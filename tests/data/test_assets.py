@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from pypi_simple import PyPISimple
 
-from xaiutils import assets
+from xaiutils.data import assets
 
 ONE, TWO = b"one" * 1000, b"two" * 2000
 
@@ -337,7 +337,7 @@ def test_environment_variable_moves_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path / "elsewhere"))
     assert assets.cache_folder() == tmp_path / "elsewhere"
     monkeypatch.setenv("XAIUTILS_CACHE", "")
-    assert assets.cache_folder() == Path(assets.__file__).parents[1] / "data" / "cache"
+    assert assets.cache_folder() == Path(assets.__file__).parents[2] / "data" / "cache"
 
 
 def test_command_prints_one_line_per_archive(monkeypatch, tmp_path, capsys):

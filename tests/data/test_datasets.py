@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xaiutils import assets, datasets, mnist
+from xaiutils.data import assets, datasets, mnist
 
 # Digit counts published for the two parts of MNIST (LeCun et al. 1998).
 TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from xaiutils import assets, datasets, excerpts
 from xaiutils.classifiers import singing
+from xaiutils.data import assets, datasets, excerpts
 
 
 @pytest.fixture(scope="module")
@@ -145,56 +145,9 @@ def test_silence_between_phrases_is_a_pause_even_when_it_is_digital():
     assert excerpts.activity(sound)[20::50].tolist() == [True, False, True]
 
 
-def test_quality_counts_frames_by_hand():
-    p = torch.tensor([[0.9, 0.5, 0.2], [0.6, 0.1, 0.7]])
-    y = torch.tensor([[1, 1, 0], [0, 0, 1]])
-    found = excerpts.quality(p, y, torch.tensor([5, 9]))
-    # Found: 1 0 0 / 1 0 1. A probability of exactly 0.5 is not above it.
-    assert found["error"].value == pytest.approx(2 / 6)
-    assert found["recall"].value == pytest.approx(2 / 3)
-    assert found["specificity"].value == pytest.approx(2 / 3)
-    assert {rate.n for rate in found.values()} == {2}
-    flat = excerpts.quality(p.ravel(), y.ravel(), torch.tensor([5, 5, 5, 9, 9, 9]))
-    assert flat == found
-
-
-def test_intervals_are_those_of_all_resamples_of_tracks():
-    """Three tracks: 27 equally likely resamples, enumerated."""
-    rng = np.random.default_rng(0)
-    tracks = np.repeat([3, 1, 7], [40, 30, 50])
-    y = rng.random(120) < 0.5
-    wrong = rng.random(120) < np.repeat([0.02, 0.3, 0.6], [40, 30, 50])
-    p = np.where(y != wrong, 0.8, 0.2)
-    found = excerpts.quality(*map(torch.from_numpy, (p, y, tracks)), draws=20_000)
-    parts = [(y[tracks == t], wrong[tracks == t]) for t in (1, 3, 7)]
-    drawn = {"error": [], "recall": [], "specificity": []}
-    for indices in np.ndindex(3, 3, 3):
-        sung, bad = (np.concatenate([parts[i][k] for i in indices]) for k in (0, 1))
-        drawn["error"].append(bad.mean())
-        drawn["recall"].append(1 - bad[sung].mean())
-        drawn["specificity"].append(1 - bad[~sung].mean())
-    for name, values in drawn.items():
-        # 1 of 27 resamples holds one track only: both ends of the interval are such resamples.
-        assert found[name][1:3] == pytest.approx((min(values), max(values))), name
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_quality_needs_both_classes(label):
-    with pytest.raises(ValueError, match=f"labels: all 4 are {'' if label else 'not '}sung"):
-        excerpts.quality(torch.rand(4), torch.full((4,), label), torch.arange(4))
-
-
-@pytest.mark.parametrize(("labels", "tracks"), [((4, 3), (4,)), ((4, 2), (3,)), ((4, 2), (4, 2))])
-def test_quality_needs_shapes_that_fit(labels, tracks):
-    with pytest.raises(ValueError, match=r"expected shapes \(n, \.\.\.\)"):
-        excerpts.quality(torch.rand(4, 2), torch.ones(labels), torch.ones(tracks))
-
-
-def test_the_detector_knows_most_excerpts(louder):
-    """At +6 dB, 8 % of the centre frames are misjudged, nearly all of them sung ones."""
-    p = torch.cat([singing.load().probability(x) for x in louder.waveforms.split(16)])
-    found = excerpts.quality(p, louder.labels, louder.tracks)
-    assert 0.03 < found["error"].value < 0.15
-    assert found["specificity"].value > 0.95
-    assert 0.75 < found["recall"].value < 0.95
-    assert found["recall"].low < found["recall"].value < found["recall"].high
+def test_labels_are_on_the_grid_of_the_detector():
+    assert (excerpts.RATE, excerpts.WINDOW, excerpts.HOP) == (
+        singing.RATE,
+        singing.WINDOW,
+        singing.HOP,
+    )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xaiutils import datasets
+from xaiutils.data import datasets
 
 # Indices as listed with the 1000 classes, typed here from that list.
 IMAGENETTE = {

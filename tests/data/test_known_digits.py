@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xaiutils import assets, datasets, known_digits
+from xaiutils.data import assets, datasets, known_digits
 
 
 @pytest.fixture(scope="module", autouse=True)

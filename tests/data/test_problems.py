@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from xaiutils import assets, known_digits, problems
+from xaiutils.data import assets, known_digits, problems
 
 DIGITS = tuple("0123456789")
 SCENES = ("3 on lawn", "3 on pavement", "8 on lawn", "8 on pavement")

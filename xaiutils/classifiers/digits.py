@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from xaiutils import assets, datasets, trained
+from xaiutils.classifiers import trained
+from xaiutils.data import assets, datasets
 
 _TRAINING = {"epochs": 5, "batch_size": 128, "learning_rate": 3e-3}
 # The authors' values for CIFAR-10, whose images are about as small. Fidelity curves hide up to
@@ -106,7 +107,7 @@ def load(seed: int = 0, *, masked: bool = False) -> Classifier:
 
     Raises
     ------
-    xaiutils.trained.TrainedError
+    xaiutils.classifiers.trained.TrainedError
         The stored weights are damaged.
     """
     return _recipe(seed, masked=masked).load()

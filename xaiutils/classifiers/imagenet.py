@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from xaiutils import assets
+from xaiutils.data import assets
 
 
 class _Spec(NamedTuple):

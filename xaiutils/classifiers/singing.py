@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xaiutils import assets
+from xaiutils.data import assets
 
 RATE = 16_000  # Hz
 CLASSES = ("speech", "singing", "music")
@@ -35,7 +35,7 @@ def load() -> "Detector":
 
     Raises
     ------
-    xaiutils.assets.AssetError
+    xaiutils.data.assets.AssetError
         The model file cannot be fetched or verified, or holds another network.
 
     Notes

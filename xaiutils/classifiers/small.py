@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from xaiutils import assets, known_digits, problems, trained
+from xaiutils.classifiers import trained
 from xaiutils.classifiers.digits import accuracy
+from xaiutils.data import assets, known_digits, problems
 
 # Enough steps that no net gains from more; the learning rate goes up and down once.
 _TRAINING = {"steps": 2500, "batch_size": 64, "learning_rate": 2e-3, "degrees": 5.0, "zoom": 0.1}

@@ -19,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from xaiutils import assets
-from xaiutils.runtime import one_thread as one_thread
+from xaiutils.data import assets
 
 COMMITTED = assets.DATA / "trained"
 # Each of these modules offers `recipes()`, the models of the default profile. They are named, not
 # imported: they stand on floors above this one.
-MODULES = ("xaiutils.classifiers.digits", "xaiutils.studies.ganmex_models")
+MODULES = ("xaiutils.classifiers.digits", "xaiutils.studies.ganmex.models")
 
 Build = Callable[[], nn.Module]
 Train = Callable[[nn.Module], dict[str, float]]
@@ -121,6 +120,20 @@ def load_or_train(name: str, build: Build, train: Train, *, key: str) -> nn.Modu
                 measured = train(model)
                 _save(model, folder / filename, name=name, key=key, **measured)
     return model.cpu().eval().requires_grad_(False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one CPU thread: the same sums in the same order on any number of cores.
+
+    For small layers it is also the faster way, above all on a busy machine.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -234,10 +247,10 @@ def _load(model: nn.Module, file: Path) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Retrain the models of the default profile: ``python -m xaiutils.trained [NAME ...]``."""
+    """Retrain the models of the default profile, or those named."""
     recipes = {recipe.name: recipe for recipe in registered()}
     parser = argparse.ArgumentParser(
-        prog="python -m xaiutils.trained",
+        prog="python -m xaiutils.classifiers.trained",
         description="Train models of the default profile from nothing into data/trained.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(recipes)}; all")

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from xaiutils import provenance, runner
-from xaiutils.kernel import RunError
-from xaiutils.notebooks import Project, ProjectError
+from xaiutils.companion import provenance, runner
+from xaiutils.companion.kernel import RunError
+from xaiutils.companion.notebooks import Project, ProjectError
 
 STOPPED = 130  # exit code, as of a shell's Ctrl-C
 STOP_SECONDS = 60  # after these, a run that does not stop by itself is killed

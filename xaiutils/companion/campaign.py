@@ -9,9 +9,9 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from xaiutils import runner
-from xaiutils.apart import STOP_SECONDS, Outcome, run_apart
-from xaiutils.notebooks import ProjectError
+from xaiutils.companion import runner
+from xaiutils.companion.apart import STOP_SECONDS, Outcome, run_apart
+from xaiutils.companion.notebooks import ProjectError
 
 CONNECT_SECONDS = 10
 ARRIVE_SECONDS = 60  # after which files of another machine show up on a shared folder

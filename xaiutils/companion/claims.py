@@ -13,8 +13,8 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from xaiutils import provenance
-from xaiutils.notebooks import Project, ProjectError, figure_names
+from xaiutils.companion import provenance
+from xaiutils.companion.notebooks import Project, ProjectError, figure_names
 
 VERDICTS = ("holds", "fails", "inconclusive", "not run")
 PAPERS = {

@@ -5,12 +5,11 @@ import re
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 from cycler import cycler
 from IPython.display import Image, display
 from matplotlib.text import Text
 
-from xaiutils import provenance
+from xaiutils.companion import provenance
 
 COLUMN = 3.3  # inches, one column of text
 WIDE = 6.9  # inches, both columns
@@ -68,54 +67,6 @@ _RC = {
 def use_style():
     """Set the project's style over matplotlib's defaults, whatever the reader has configured."""
     plt.style.use(["default", _RC])
-
-
-def signed_limits(values):
-    """Limits of a colour scale that is symmetric about zero.
-
-    Parameters
-    ----------
-    values : array_like
-        Signed map of any shape; NaN is ignored.
-
-    Returns
-    -------
-    (float, float)
-        ``(-m, m)`` with m the largest absolute value, or 1 where all values are zero.
-
-    Raises
-    ------
-    ValueError
-        If no value is finite.
-    """
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        raise ValueError("values: none is finite; a colour scale needs at least one")
-    limit = float(np.abs(values).max()) or 1.0
-    return -limit, limit
-
-
-def dots(ax, rows, y, *, style=0, label=None, **options):
-    """Draw values with their intervals as dots with horizontal bars.
-
-    Parameters
-    ----------
-    ax : matplotlib.axes.Axes
-    rows : DataFrame
-        Columns value, low and high.
-    y : sequence of float
-        Height of each row.
-    style : int
-        Colour and marker are those of ``STYLES[style]``.
-    label : str, optional
-        In the legend.
-    **options
-        Of ``ax.errorbar``; they win over the style.
-    """
-    error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-    settings = {**STYLES[style], "linestyle": ""}
-    ax.errorbar(rows["value"], y, xerr=error, capsize=2, label=label, **settings | options)
 
 
 def savefig(name, fig, *, data, alt):
@@ -183,6 +134,3 @@ def _render(fig, kind, metadata):
     with matplotlib.rc_context(_RC):
         fig.savefig(buffer, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
     return buffer.getvalue()
-
-
-use_style()

@@ -12,7 +12,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from xaiutils import provenance
+from xaiutils.companion import provenance
 
 
 class RunError(RuntimeError):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 from scipy import stats
 
-from xaiutils import claims, provenance
+from xaiutils.companion import claims, provenance
 
 LEVEL = 0.95
 NOTE = (

@@ -11,7 +11,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextToPath
 
-from xaiutils.figures import MIN_FONT
+from xaiutils.companion.figures import MIN_FONT
 
 LINE = 0.125  # height of a line of 7 points
 

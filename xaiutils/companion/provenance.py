@@ -18,9 +18,9 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from xaiutils.notebooks import ProjectError
+from xaiutils.companion.notebooks import ProjectError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "XAIUTILS_RUN"
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image"),
@@ -30,6 +30,8 @@ _PACKAGES = (
 # of figures, the records of claims, the parameters that are read, the kernel they are given to.
 # Not `run`: the parameters it chooses stand beside each result, and it moves files as they are.
 _WRITERS = ("claims", "figures", "kernel", "notebooks", "provenance")
+_PACKAGE = __package__.partition(".")[0]
+_COMPANION = __package__
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def input_hashes(root, notebook=None):
     ProjectError
         If a cell or a module imports a module that the package does not have.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     files = _modules(package)
     cells = None
     if notebook is not None:
@@ -125,14 +127,14 @@ def _modules(package):
     """Path of each module by its full name; a package stands for its `__init__.py`."""
     inner = {p: p.relative_to(package).with_suffix("").parts for p in package.rglob("*.py")}
     return {
-        ".".join((__package__, *parts)).removesuffix(".__init__"): path
+        ".".join((_PACKAGE, *parts)).removesuffix(".__init__"): path
         for path, parts in inner.items()
     }
 
 
 def _needed(modules, cells):
     """Those of `modules` that the cells import, that these import in turn, and the writers."""
-    waiting = {__package__, *(f"{__package__}.{name}" for name in _WRITERS)}
+    waiting = {_PACKAGE, _COMPANION, *(f"{_COMPANION}.{name}" for name in _WRITERS)}
     for number, cell in enumerate(cells, start=1):
         waiting |= _imports(_plain(cell), "__main__", modules, f"code cell {number}")
     needed = {}
@@ -158,7 +160,7 @@ def _imports(source, home, modules, where):
     own = {
         whole
         for name in names
-        if name.split(".")[0] == __package__
+        if name.split(".")[0] == _PACKAGE
         for whole in accumulate(name.split("."), "{}.{}".format)
     }
     for name in sorted(own - modules.keys()):
@@ -202,7 +204,7 @@ def _sha256(*texts):
 def stamp(run):
     """Everything a result of `run` depends on, as a plain dictionary without times or paths."""
     # A notebook that never imported the registry has used no asset.
-    registry = sys.modules.get("xaiutils.assets")
+    registry = sys.modules.get("xaiutils.data.assets")
     return {
         "notebook": run.notebook,
         "profile": run.profile,

@@ -9,8 +9,8 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass
 
-from xaiutils import claims
-from xaiutils.notebooks import ProjectError, figure_names
+from xaiutils.companion import claims
+from xaiutils.companion.notebooks import ProjectError, figure_names
 
 FIRST, LAST = "<!-- written by make claims -->", "<!-- end of what make claims writes -->"
 _KEYS = {"paper": str, "asks": str, "minutes": int, "figures": list, "claim": str, "sentence": str}

@@ -11,10 +11,10 @@ import os
 import sys
 from pathlib import Path
 
-from xaiutils import apart, campaign, over_seeds, provenance, runner
-from xaiutils.kernel import RunError
-from xaiutils.notebooks import PROFILES, Project, ProjectError, parameters
-from xaiutils.runner import execute, prepare, update
+from xaiutils.companion import apart, campaign, over_seeds, provenance, runner
+from xaiutils.companion.kernel import RunError
+from xaiutils.companion.notebooks import PROFILES, Project, ProjectError, parameters
+from xaiutils.companion.runner import execute, prepare, update
 
 
 def listing(project):

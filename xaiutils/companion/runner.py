@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from xaiutils import assets, claims, provenance
-from xaiutils.kernel import RunError, run_cells
-from xaiutils.notebooks import code_trees, figure_names, lookup, normalise, parameters
+from xaiutils.companion import claims, provenance
+from xaiutils.companion.kernel import RunError, run_cells
+from xaiutils.companion.notebooks import code_trees, figure_names, lookup, normalise, parameters
+from xaiutils.data import assets
 
 RESULTS = (".png", ".pdf", ".json")
 

@@ -30,7 +30,7 @@ from pypi_simple import NoSuchProjectError, PyPISimple, tqdm_progress_factory
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 REGISTRY = DATA / "assets.toml"
 CACHE_VARIABLE = "XAIUTILS_CACHE"
 
@@ -212,7 +212,7 @@ def _archive_of(name: str, known: dict[str, Archive]) -> Archive:
     every = [n for archive in known.values() for n in archive.files]
     close = difflib.get_close_matches(name, every)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise AssetError(f"unknown asset {name!r}; {hint}xaiutils.assets.names() lists all")
+    raise AssetError(f"unknown asset {name!r}; {hint}xaiutils.data.assets.names() lists all")
 
 
 def _escapes(relative: str) -> bool:
@@ -330,9 +330,9 @@ def _member(container: zipfile.ZipFile | tarfile.TarFile, member: str) -> Binary
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetch assets and print one line per archive: ``python -m xaiutils.assets [NAME ...]``."""
+    """Fetch assets and print one line per archive."""
     parser = argparse.ArgumentParser(
-        prog="python -m xaiutils.assets",
+        prog="python -m xaiutils.data.assets",
         description=f"Fetch and verify data files into {cache_folder()}.",
     )
     parser.add_argument(

@@ -15,16 +15,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transform
 from tqdm import tqdm
 
-from xaiutils import assets
-from xaiutils.excerpts import SingingExcerpts as SingingExcerpts
-from xaiutils.excerpts import singing_excerpts as singing_excerpts
-from xaiutils.excerpts import singing_tracks as singing_tracks
-from xaiutils.known_digits import ColouredDigits as ColouredDigits
-from xaiutils.known_digits import SceneDigits as SceneDigits
-from xaiutils.known_digits import coloured_digits as coloured_digits
-from xaiutils.known_digits import scene_digits as scene_digits
-from xaiutils.mnist import Mnist as Mnist
-from xaiutils.mnist import mnist as mnist
+from xaiutils.data import assets
+from xaiutils.data.excerpts import SingingExcerpts as SingingExcerpts
+from xaiutils.data.excerpts import singing_excerpts as singing_excerpts
+from xaiutils.data.excerpts import singing_tracks as singing_tracks
+from xaiutils.data.known_digits import ColouredDigits as ColouredDigits
+from xaiutils.data.known_digits import SceneDigits as SceneDigits
+from xaiutils.data.known_digits import coloured_digits as coloured_digits
+from xaiutils.data.known_digits import scene_digits as scene_digits
+from xaiutils.data.mnist import Mnist as Mnist
+from xaiutils.data.mnist import mnist as mnist
 
 
 class ImagenetSamples(NamedTuple):
@@ -57,7 +57,7 @@ def imagenet_samples(size: int = 224) -> ImagenetSamples:
     ------
     ValueError
         `size` is below 1.
-    xaiutils.assets.AssetError
+    xaiutils.data.assets.AssetError
         The photographs cannot be fetched or verified.
     """
     files = [assets.path(name) for name in assets.names("foolbox")]

@@ -12,10 +12,10 @@ import torch
 from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 
-from xaiutils import assets
-from xaiutils.classifiers.singing import HOP, RATE, WINDOW
-from xaiutils.intervals import DRAWS, Estimate, resamples
+from xaiutils.data import assets
 
+RATE = 16_000  # Hz
+WINDOW, HOP = 400, 160  # samples: frames of 25 ms every 10 ms, each with a label
 FRAMES = 165  # first to last frame 1.64 s apart; odd, so that there is a centre
 SAMPLES = WINDOW + HOP * (FRAMES - 1)  # 26,640: 1.665 s
 _CENTRE = FRAMES // 2
@@ -80,7 +80,7 @@ def singing_excerpts(level_db: float = 0.0, n_per_track: int = 2, seed: int = 0)
     ------
     ValueError
         `level_db` is not finite, or `n_per_track` is not positive or more than a track holds.
-    xaiutils.assets.AssetError
+    xaiutils.data.assets.AssetError
         The audio cannot be fetched or verified.
     """
     if not isfinite(level_db):
@@ -163,65 +163,6 @@ def activity(voice: np.ndarray) -> np.ndarray:
     energy = _energy(voice)
     level = 10 * np.log10(np.maximum(energy / np.percentile(energy, 95), 1e-12))
     return apply_hysteresis_threshold(level, _LASTS, _STARTS)
-
-
-def quality(
-    probability: Tensor, labels: Tensor, tracks: Tensor, *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Estimate]:
-    """How often a detector is right: a frame counts as sung where its probability exceeds 0.5.
-
-    Parameters
-    ----------
-    probability : Tensor
-        Of singing, (n,) or (n, T): a row is an excerpt.
-    labels : Tensor
-        Same shape, nonzero where sung.
-    tracks : Tensor
-        (n,) track of each row. The bootstrap draws whole tracks, whose frames are not independent.
-    draws, seed : int
-        Of the percentile bootstrap.
-
-    Returns
-    -------
-    dict of str to Estimate
-        "error", "recall" (share of the sung frames that are found) and "specificity" (share of the
-        others that are left alone), with 95 % intervals; n counts tracks.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not fit, or labels without both classes.
-    """
-    if probability.shape != labels.shape or tracks.shape != labels.shape[:1]:
-        raise ValueError(
-            "probability, labels and tracks: expected shapes (n, ...), the same and (n,), got "
-            f"{tuple(probability.shape)}, {tuple(labels.shape)} and {tuple(tracks.shape)}"
-        )
-    sung, found = np.asarray(labels) != 0, np.asarray(probability) > 0.5
-    if sung.all() or not sung.any():
-        raise ValueError(f"labels: all {sung.size} are {'' if sung.all() else 'not '}sung")
-    _, track = np.unique(np.asarray(tracks), return_inverse=True)
-    n = int(track.max()) + 1
-    rows = np.broadcast_to(track.reshape(-1, *[1] * (sung.ndim - 1)), sung.shape)
-    kind = rows * 4 + 2 * sung + found
-    counts = np.bincount(kind.ravel(), minlength=4 * n).reshape(n, 4)
-    drawn = resamples(n, draws=draws, seed=seed) @ counts
-
-    def rates(right_not, wrong_sung, missed, hit):
-        return {
-            "error": (wrong_sung + missed) / (right_not + wrong_sung + missed + hit),
-            "recall": hit / (hit + missed),
-            "specificity": right_not / (right_not + wrong_sung),
-        }
-
-    with np.errstate(invalid="ignore"):  # a draw may hold tracks of one class only
-        spread = {
-            name: np.nanpercentile(values, (2.5, 97.5)) for name, values in rates(*drawn.T).items()
-        }
-    return {
-        name: Estimate(float(value), *map(float, spread[name]), n)
-        for name, value in rates(*counts.sum(axis=0)).items()
-    }
 
 
 @cache

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from xaiutils import assets
-from xaiutils.mnist import mnist
+from xaiutils.data import assets
+from xaiutils.data.mnist import mnist
 
 # Two photographs of 512 x 512, a lawn with geese and a cannon on pavement: chosen by eye, for they
 # differ in hue and texture and white ink is legible on both.

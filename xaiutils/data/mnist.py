@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import assets
+from xaiutils.data import assets
 
 # sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
 # whatever file they were read from.
@@ -40,7 +40,7 @@ def mnist() -> Mnist:
 
     Raises
     ------
-    xaiutils.assets.AssetError
+    xaiutils.data.assets.AssetError
         The file cannot be fetched or verified, or holds anything but the known digits.
     """
     source = assets.path("mnist.pkl.gz")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from xaiutils import known_digits
-from xaiutils.datasets import mnist
+from xaiutils.data import known_digits
+from xaiutils.data.datasets import mnist
 
 # Coloured digits kept for training and testing: enough for any of the nets, in a tenth of the
 # memory that all 70,000 would take.

@@ -5,13 +5,13 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import nbformat
 import pytest
-from conftest import SITE
 
-from xaiutils import claims, readme
-from xaiutils.notebooks import Project
-from xaiutils.provenance import ROOT
-from xaiutils.site import mathml
+from xaiutils.companion import claims, readme
+from xaiutils.companion.notebooks import Project
+from xaiutils.companion.provenance import ROOT
+from xaiutils.companion.site import mathml
 
+SITE = ROOT / "build" / "site"
 PAGES = sorted(path.name for path in SITE.glob("*.html"))
 NOTEBOOKS = [name for name in PAGES if (ROOT / "notebooks" / name).with_suffix(".ipynb").exists()]
 each_page = pytest.mark.parametrize("name", PAGES)

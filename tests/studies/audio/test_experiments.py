@@ -17,11 +17,11 @@ from scipy.special import comb
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from xaiutils import attack, datasets, intervals, lime, limit, runtime
+from xaiutils import attack, intervals, lime, limit, runtime
 from xaiutils.classifiers import singing
-from xaiutils.studies import adversarial as study
-from xaiutils.studies import adversarial_beyond as beyond
-from xaiutils.studies import adversarial_drawn as drawn
+from xaiutils.data import datasets
+from xaiutils.studies.audio import beyond, drawn
+from xaiutils.studies.audio import experiments as study
 
 SING, MUTE = "waveform, to singing", "waveform, to no singing"
 SECONDS, STEPS = 3, 30

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from xaiutils import fidelity
-from xaiutils.studies import fidelity_crop as crop
+from xaiutils.studies.fidelity import crop
 
 
 def spots(*places, shape=(10, 10)):

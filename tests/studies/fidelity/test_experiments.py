@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from xaiutils import fidelity, intervals
-from xaiutils.studies import fidelity_maps as maps
-from xaiutils.studies import fidelity_study as study
+from xaiutils.studies.fidelity import experiments as study
+from xaiutils.studies.fidelity import maps
 
 
 class Bright(nn.Module):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xaiutils import datasets
-from xaiutils.studies import fidelity_planted as planted
+from xaiutils.data import datasets
+from xaiutils.studies.fidelity import planted
 
 N = 42 * 42
 

@@ -7,12 +7,11 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from xaiutils import ganmex, intervals, known_digits, problems, runtime
+from xaiutils import ganmex, intervals, runtime
 from xaiutils.classifiers import small
-from xaiutils.studies import ganmex_cases as cases
-from xaiutils.studies import ganmex_models as models
-from xaiutils.studies import ganmex_quality as quality
-from xaiutils.studies.ganmex_models import Run
+from xaiutils.data import known_digits, problems
+from xaiutils.studies.ganmex import cases, models, quality
+from xaiutils.studies.ganmex.models import Run
 
 COLOURS = ("red", "green", "blue")
 

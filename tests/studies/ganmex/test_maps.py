@@ -9,11 +9,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from xaiutils import known_digits, one_vs_one, problems, sanity
-from xaiutils.studies import ganmex_cases as cases
-from xaiutils.studies import ganmex_maps as maps
-from xaiutils.studies import ganmex_models as models
-from xaiutils.studies.ganmex_models import Run
+from xaiutils import one_vs_one, sanity
+from xaiutils.data import known_digits, problems
+from xaiutils.studies.ganmex import cases, maps, models
+from xaiutils.studies.ganmex.models import Run
 
 N, SHAPE, CLASSES = 4, (3, 12, 12), 3
 D = int(np.prod(SHAPE))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from xaiutils import gan_networks, ganmex, problems, sanity, trained
-from xaiutils.classifiers import small
-from xaiutils.studies import ganmex_models as models
-from xaiutils.studies.ganmex_models import Run
+from xaiutils import gan_networks, ganmex, sanity
+from xaiutils.classifiers import small, trained
+from xaiutils.data import problems
+from xaiutils.studies.ganmex import models
+from xaiutils.studies.ganmex.models import Run
 
 DIGITS = Run("digits", 16)
 CLASSES = {"colours": 3, "scenes": 4, "one scene": 2}  # others have ten

@@ -9,8 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from xaiutils import figures
-from xaiutils.studies import ganmex_plots as plots
+from xaiutils.companion import figures
+from xaiutils.studies.ganmex import plots
 
 RNG = np.random.default_rng(0)
 

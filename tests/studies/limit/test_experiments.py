@@ -9,8 +9,8 @@ import torch
 
 from xaiutils import intervals, lime, limit, segment
 from xaiutils.perturb import Components
-from xaiutils.studies import lime_cases as cases
-from xaiutils.studies import lime_limit as study
+from xaiutils.studies.limit import cases
+from xaiutils.studies.limit import experiments as study
 
 X = np.zeros((8, 8), np.float32)
 X[2:6, 2:6] = 1.0

@@ -9,13 +9,14 @@ import pytest
 import skimage.segmentation
 from scipy.stats import binom
 
-from xaiutils import claims, designs, lime, limit
-from xaiutils.studies import lime_facts as facts
-from xaiutils.studies import lime_models
+from xaiutils import designs, lime, limit
+from xaiutils.companion import claims
+from xaiutils.studies.limit import facts
+from xaiutils.studies.limit import models as lime_models
 
 LEDGER = {
     claim.id: claim
-    for claim in claims.load(Path(__file__).parents[1] / "notebooks" / "claims.toml").values()
+    for claim in claims.load(Path(__file__).parents[3] / "notebooks" / "claims.toml").values()
     if claim.paper == 2
 }
 # Measured on the notebook's own figures, with real models and data.

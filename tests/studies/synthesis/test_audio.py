@@ -12,9 +12,9 @@ import torch
 
 from xaiutils import fidelity
 from xaiutils.classifiers import singing
-from xaiutils.studies import adversarial as study
-from xaiutils.studies import adversarial_beyond as beyond
-from xaiutils.studies import synthesis_audio as audio
+from xaiutils.studies.audio import beyond
+from xaiutils.studies.audio import experiments as study
+from xaiutils.studies.synthesis import audio
 
 NAMES = [
     "random", "gradient", "SmoothGrad", "SmoothGrad²", "input × gradient", "IG, zero", "IG, mean",

@@ -10,8 +10,8 @@ from torch import nn
 
 from xaiutils import attribution, lime, limit, runtime
 from xaiutils.perturb import Components
-from xaiutils.studies import synthesis_explainers as explainers
-from xaiutils.studies.synthesis_explainers import Effort, explain
+from xaiutils.studies.synthesis import explainers
+from xaiutils.studies.synthesis.explainers import Effort, explain
 
 N, SIDE, CLASSES = 3, 28, 4
 # Cells of unequal size: 3 bands, of which the last is cut in two.

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from xaiutils import intervals
-from xaiutils.studies import synthesis_matrix as synthesis
+from xaiutils.studies.synthesis import matrix as synthesis
 
 NAMES = ("random", "gradient", "LIME", "IG", "Grad-CAM", "|x − b|")
 RNG = np.random.default_rng(0)

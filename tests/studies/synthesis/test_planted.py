@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from xaiutils import segment
 from xaiutils.perturb import Components
-from xaiutils.studies import synthesis_planted as planted
+from xaiutils.studies.synthesis import planted
 
 GRID = Components(segment.grid((12, 12), 3, 4))
 SETTINGS = {"lr": 0.1, "alpha": 1e4, "eps": 1.0, "steps": 30}

@@ -10,10 +10,10 @@ from matplotlib.colors import same_color
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from xaiutils import figures
+from xaiutils.companion import figures
 from xaiutils.perturb import Components
-from xaiutils.studies import synthesis_matrix as synthesis
-from xaiutils.studies import synthesis_plots as plots
+from xaiutils.studies.synthesis import matrix as synthesis
+from xaiutils.studies.synthesis import plots
 
 NAMES = (
     "random", "gradient", "SmoothGrad", "SmoothGrad²", "input × gradient", "IG, zero",

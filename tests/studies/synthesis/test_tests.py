@@ -11,14 +11,13 @@ from torch import nn
 from xaiutils import fidelity, sanity
 from xaiutils.fidelity_curves import Curves
 from xaiutils.perturb import Components
-from xaiutils.studies import ganmex_cases
-from xaiutils.studies import synthesis_cases as cases
-from xaiutils.studies import synthesis_tests as tests
-from xaiutils.studies.ganmex_cases import Case, Exact
-from xaiutils.studies.ganmex_models import Run
-from xaiutils.studies.synthesis_explainers import Explained
-from xaiutils.studies.synthesis_matrix import estimate
-from xaiutils.studies.synthesis_planted import Planted
+from xaiutils.studies.ganmex import cases as ganmex_cases
+from xaiutils.studies.ganmex.cases import Case, Exact
+from xaiutils.studies.ganmex.models import Run
+from xaiutils.studies.synthesis import cases, tests
+from xaiutils.studies.synthesis.explainers import Explained
+from xaiutils.studies.synthesis.matrix import estimate
+from xaiutils.studies.synthesis.planted import Planted
 
 SIDE = 12
 ROWS, COLUMNS = np.indices((SIDE, SIDE))

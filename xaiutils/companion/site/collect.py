@@ -1,6 +1,6 @@
 """Write what Sphinx reads: notebooks, figures, ledger and start page, from what is committed.
 
-``python -m xaiutils.site.collect`` fills `build/site-source/`; nothing is run.
+``python -m xaiutils.companion.site.collect`` fills `build/site-source/`; nothing is run.
 """
 
 import base64
@@ -18,8 +18,8 @@ import jinja2
 import nbformat
 import yaml
 
-from xaiutils import claims, provenance, readme
-from xaiutils.notebooks import Project, ProjectError, figure_names
+from xaiutils.companion import claims, provenance, readme
+from xaiutils.companion.notebooks import Project, ProjectError, figure_names
 
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Sphinx configuration; `xaiutils.site.collect` writes the sources it reads."""
+"""Sphinx configuration; `xaiutils.companion.site.collect` writes the sources it reads."""
 
 project = "Do local explanations tell the truth?"
-extensions = ["myst_nb", "xaiutils.site.mathml"]
+extensions = ["myst_nb", "xaiutils.companion.site.mathml"]
 smartquotes = False  # the authors' quotes are already the right ones
 
 nb_execution_mode = "off"  # what is committed is shown

@@ -14,9 +14,11 @@ from tqdm import tqdm
 from xaiutils import attack, designs, lime, limit, segment
 from xaiutils.attribution import gradient, integrated_gradients
 from xaiutils.classifiers.singing import BANDS
-from xaiutils.excerpts import FRAMES, SingingExcerpts
+from xaiutils.data.excerpts import FRAMES, SingingExcerpts
 from xaiutils.perturb import Components, evaluate
-from xaiutils.studies.adversarial import (
+from xaiutils.studies.audio import detection
+from xaiutils.studies.audio.drawn import drawn as drawn
+from xaiutils.studies.audio.experiments import (
     CELLS,
     TIMES,
     Case,
@@ -27,7 +29,6 @@ from xaiutils.studies.adversarial import (
     paste,
     prefixes,
 )  # fmt: skip
-from xaiutils.studies.adversarial_drawn import drawn as drawn
 
 # Of the attacks on chosen cells of the log-mel excerpt, in nats; the paper has no such attack.
 CONFINED = {"lr": 0.05, "alpha": 1e3, "eps": 1.0, "steps": 100}
@@ -79,10 +80,10 @@ def known_cells_waveform(
         result = attack.signed_gradient(
             lambda v: detector.logits(detector.features(v))[:, _CENTRE : _CENTRE + 1, 1],
             x,
-            confine=attack.MaskedSTFT(detector, x.shape[1], allowed),
+            confine=detection.MaskedSTFT(detector, x.shape[1], allowed),
             **CONFINED_WAVEFORM,
         )
-        leaked = attack.leakage(detector, x, result.delta, allowed)
+        leaked = detection.leakage(detector, x, result.delta, allowed)
         snr = attack.snr(x, result.delta)
         row = (_AIMS[label][0], int(excerpts.tracks[i]), float(result.all_flipped), snr, leaked)
         records.append(row)

@@ -9,8 +9,8 @@ from scipy.signal import sawtooth
 from tqdm import tqdm
 
 from xaiutils.classifiers.singing import HOP, RATE
-from xaiutils.excerpts import FRAMES, SingingExcerpts
-from xaiutils.studies.adversarial import TIMES, Case, explain, norms, order
+from xaiutils.data.excerpts import FRAMES, SingingExcerpts
+from xaiutils.studies.audio.experiments import TIMES, Case, explain, norms, order
 
 DRAWINGS = ("wave", "zigzag", "blob")
 _LOUD = 30.0  # magnitude of a drawing; the loudest bin of all excerpts has 11

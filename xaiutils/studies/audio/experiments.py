@@ -19,11 +19,12 @@ import torch
 from scipy.stats import hypergeom
 from tqdm import tqdm
 
-from xaiutils import attack, datasets, intervals, lime, runtime, segment
+from xaiutils import attack, intervals, lime, runtime, segment
 from xaiutils.classifiers.singing import BANDS, HOP, RATE
-from xaiutils.excerpts import FRAMES, Track, around
+from xaiutils.classifiers.trained import one_thread
+from xaiutils.data import datasets
+from xaiutils.data.excerpts import FRAMES, Track, around
 from xaiutils.perturb import Components, evaluate
-from xaiutils.trained import one_thread
 
 TIMES, HEIGHTS = 5, 4  # cells along time and frequency: cell 4 t + f, f = 0 the lowest band
 CELLS = Components(segment.grid((FRAMES, BANDS), TIMES, HEIGHTS))

@@ -12,10 +12,11 @@ import soundfile
 from IPython.display import Audio
 
 from xaiutils.classifiers.singing import BANDS, HOP, RATE
-from xaiutils.excerpts import FRAMES
-from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE, dots
-from xaiutils.studies import adversarial as study
-from xaiutils.studies.adversarial import CELLS, CONDITIONS, HEIGHTS, TIMES, Case
+from xaiutils.companion.drawing import dots
+from xaiutils.companion.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE
+from xaiutils.data.excerpts import FRAMES
+from xaiutils.studies.audio import experiments as study
+from xaiutils.studies.audio.experiments import CELLS, CONDITIONS, HEIGHTS, TIMES, Case
 
 _EDGES = ("20", "650", "1,800", "3,900", "8,000")  # Hz, of the four rows of cells
 _RANKINGS = ("greedy", "norm", "LIME", "random")

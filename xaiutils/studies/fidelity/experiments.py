@@ -10,7 +10,7 @@ import pandas as pd
 
 from xaiutils import baselines, fidelity, imputation, intervals
 from xaiutils.fidelity_curves import Curves, area
-from xaiutils.studies.fidelity_maps import SIGNED
+from xaiutils.studies.fidelity.maps import SIGNED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 DIGITS_MEAN = (0.1307,)

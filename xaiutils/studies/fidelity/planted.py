@@ -21,7 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
-from xaiutils import attribution, datasets, fidelity, intervals
+from xaiutils import attribution, fidelity, intervals
+from xaiutils.data import datasets
 from xaiutils.fidelity_curves import Curves, area
 from xaiutils.runtime import one_blas_thread
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from skimage.transform import downscale_local_mean
 
-from xaiutils.figures import OKABE_ITO, STYLES, WIDE, dots
-from xaiutils.studies.lime_limit_plots import picture
+from xaiutils.companion.drawing import dots, picture
+from xaiutils.companion.figures import OKABE_ITO, STYLES, WIDE
 
 _ORDERS = {"mif": "most important first", "lif": "least important first"}
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import baselines, ganmex, known_digits, problems, runtime
+from xaiutils import baselines, ganmex, runtime
 from xaiutils.classifiers import small
+from xaiutils.data import known_digits, problems
 from xaiutils.runtime import predicted
-from xaiutils.studies import ganmex_models as models
+from xaiutils.studies.ganmex import models
 
 WITH_EXACT = ("colours", "scenes", "one scene")  # problems whose true counterfactuals are known
 # Most cases share these few, and each takes a moment to load.

@@ -11,7 +11,7 @@ import torch
 from xaiutils import attribution, intervals, one_vs_one, sanity
 from xaiutils.intervals import two_samples
 from xaiutils.runtime import logits
-from xaiutils.studies.ganmex_cases import Case, Exact, changed, generated
+from xaiutils.studies.ganmex.cases import Case, Exact, changed, generated
 
 METHODS = ("IG", "DeepLIFT", "occlusion")
 STEPS = 50  # intervals of integrated gradients

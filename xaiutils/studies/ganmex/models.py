@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from xaiutils import assets, gan_networks, ganmex, problems, runtime, sanity, trained
-from xaiutils.classifiers import small
+from xaiutils import gan_networks, ganmex, runtime, sanity
+from xaiutils.classifiers import small, trained
+from xaiutils.data import assets, problems
 
 MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pixels
 # Pixels of the trainings that are repeated; digits can be told on fewer than scenes.

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from xaiutils import problems
-from xaiutils.figures import STYLES, WIDE, dots, signed_limits
-from xaiutils.studies.lime_limit_plots import picture
+from xaiutils.companion.drawing import dots, picture, signed_limits
+from xaiutils.companion.figures import STYLES, WIDE
+from xaiutils.data import problems
 
 # Blue speaks for the source class, as in the paper's figures; other notebooks have it red.
 FOR_SOURCE = "RdBu"

@@ -12,8 +12,8 @@ from scipy.special import softmax
 from xaiutils import intervals
 from xaiutils.classifiers import small
 from xaiutils.runtime import logits, predicted
-from xaiutils.studies import ganmex_models as models
-from xaiutils.studies.ganmex_cases import (
+from xaiutils.studies.ganmex import models
+from xaiutils.studies.ganmex.cases import (
     Case,
     baselines_of,
     choose,
@@ -160,7 +160,7 @@ def repeated(
     Parameters
     ----------
     variants : sequence of str
-        Of `ganmex_models.VARIANTS`; each must be among the trainings with each seed.
+        Of `models.VARIANTS`; each must be among the trainings with each seed.
     rivals : bool
         Measure the nearest training sample and the adversarial point as well.
     """

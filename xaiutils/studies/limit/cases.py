@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from xaiutils import lime, limit, segment
 from xaiutils.perturb import Components
-from xaiutils.studies.lime_limit import table
-from xaiutils.studies.lime_models import package
+from xaiutils.studies.limit.experiments import table
+from xaiutils.studies.limit.models import package
 
 
 class KnownCase(NamedTuple):

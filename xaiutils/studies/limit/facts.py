@@ -26,7 +26,7 @@ from xaiutils import lime, limit
 from xaiutils.intervals import Estimate
 from xaiutils.perturb import Components
 from xaiutils.runtime import one_blas_thread
-from xaiutils.studies import lime_models as lm
+from xaiutils.studies.limit import models as lm
 
 # --- closed forms ---------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import torch
 from lime import lime_image
 from scipy.special import softmax
 
-from xaiutils import datasets, lime, limit, perturb
+from xaiutils import lime, limit, perturb
+from xaiutils.data import datasets
 from xaiutils.perturb import Components
 from xaiutils.runtime import one_blas_thread
 

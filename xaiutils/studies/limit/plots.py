@@ -9,8 +9,9 @@ from matplotlib.ticker import NullFormatter
 from skimage.segmentation import mark_boundaries
 
 from xaiutils import lime
-from xaiutils.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE, dots, signed_limits
-from xaiutils.studies.lime_cases import KnownCase
+from xaiutils.companion.drawing import dots, picture, signed_limits
+from xaiutils.companion.figures import OKABE_ITO, SIGNED_CMAP, STYLES, WIDE
+from xaiutils.studies.limit.cases import KnownCase
 
 EDGE = (1.0, 0.82, 0.0)
 
@@ -22,15 +23,6 @@ def outlined(image, labels) -> np.ndarray:
     scale = max(1, round(400 / rgb.shape[0]))
     rgb, labels = (a.repeat(scale, 0).repeat(scale, 1) for a in (rgb, np.asarray(labels)))
     return mark_boundaries(rgb, labels, color=EDGE, mode="inner")
-
-
-def picture(ax, image, title, **options):
-    """An image without axes."""
-    drawn = ax.imshow(image, **options)
-    ax.set(title=title, xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    ax.grid(False)
-    return drawn
 
 
 def numbered(ax, case: KnownCase, title, support_color=OKABE_ITO[5]):

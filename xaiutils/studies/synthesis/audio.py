@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from xaiutils import attribution, fidelity, lime, limit
 from xaiutils.perturb import evaluate
-from xaiutils.studies import adversarial
-from xaiutils.studies.adversarial import CELLS, Case
-from xaiutils.studies.adversarial_beyond import SILENCE, Logit
-from xaiutils.studies.synthesis_explainers import first_round
+from xaiutils.studies.audio import experiments as adversarial
+from xaiutils.studies.audio.beyond import SILENCE, Logit
+from xaiutils.studies.audio.experiments import CELLS, Case
+from xaiutils.studies.synthesis.explainers import first_round
 
 STEPS = CELLS.d  # of the curves: one cell at a time
 

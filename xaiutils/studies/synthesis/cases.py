@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import baselines, datasets, runtime, segment
+from xaiutils import baselines, runtime, segment
 from xaiutils.classifiers import imagenet
+from xaiutils.data import datasets
 from xaiutils.perturb import Components
-from xaiutils.studies.fidelity_study import IMAGENET_MEAN
-from xaiutils.studies.ganmex_cases import Case, baselines_of
-from xaiutils.studies.synthesis_explainers import Explained
-from xaiutils.studies.synthesis_planted import Planted, by_cell
-from xaiutils.studies.synthesis_tests import best
+from xaiutils.studies.fidelity.experiments import IMAGENET_MEAN
+from xaiutils.studies.ganmex.cases import Case, baselines_of
+from xaiutils.studies.synthesis.explainers import Explained
+from xaiutils.studies.synthesis.planted import Planted, by_cell
+from xaiutils.studies.synthesis.tests import best
 
 SCENE_CELLS = Components(segment.grid((32, 32), 4, 3))  # 12: LIME's limit can be enumerated
 PHOTOGRAPH_CELLS = Components(segment.grid((224, 224), 7, 7))  # 49, of 32 x 32 pixels

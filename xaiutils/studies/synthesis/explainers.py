@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from xaiutils import attribution, lime, runtime
 from xaiutils.perturb import Components
-from xaiutils.studies.fidelity_maps import PATCH, last_convolution
-from xaiutils.studies.synthesis_matrix import CONTROLS
+from xaiutils.studies.fidelity.maps import PATCH, last_convolution
+from xaiutils.studies.synthesis.matrix import CONTROLS
 
 RANDOM, CHANGE = CONTROLS  # neither asks the classifier
 LIME_RUNS = ("LIME", "LIME, converged")

@@ -15,12 +15,12 @@ from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_erosion
 from skimage.measure import find_contours
 
-from xaiutils.figures import COLUMN, MIN_FONT, OKABE_ITO, SIGNED_CMAP, WIDE
+from xaiutils.companion import page
+from xaiutils.companion.drawing import picture
+from xaiutils.companion.figures import COLUMN, MIN_FONT, OKABE_ITO, SIGNED_CMAP, WIDE
 from xaiutils.perturb import Components
-from xaiutils.studies import page
-from xaiutils.studies.lime_limit_plots import picture
-from xaiutils.studies.synthesis_matrix import CONTROLS, Test, estimates
-from xaiutils.studies.synthesis_matrix import agreement as rank_agreement
+from xaiutils.studies.synthesis.matrix import CONTROLS, Test, estimates
+from xaiutils.studies.synthesis.matrix import agreement as rank_agreement
 
 _GOOD = "viridis"
 _ABSENT = "–"

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from xaiutils import limit, one_vs_one, sanity
 from xaiutils.fidelity_curves import Curves, area
 from xaiutils.perturb import Components
-from xaiutils.studies.ganmex_cases import Case, Exact
-from xaiutils.studies.lime_limit import table
-from xaiutils.studies.synthesis_explainers import RANDOM, Explained
-from xaiutils.studies.synthesis_matrix import Test
-from xaiutils.studies.synthesis_planted import by_cell, found
+from xaiutils.studies.ganmex.cases import Case, Exact
+from xaiutils.studies.limit.experiments import table
+from xaiutils.studies.synthesis.explainers import RANDOM, Explained
+from xaiutils.studies.synthesis.matrix import Test
+from xaiutils.studies.synthesis.planted import by_cell, found
 
 Maps = Mapping[str, np.ndarray]
 

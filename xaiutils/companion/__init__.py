@@ -1,0 +1,1 @@
+"""How the notebooks run and report: runner, provenance, ledger, figures, web pages."""

@@ -1,0 +1,1 @@
+"""What is explained: files fetched by hash, loaders, small problems with a known truth."""

@@ -1,0 +1,1 @@
+"""Notebook 03: fidelity curves and what the hiding itself costs."""

@@ -1,0 +1,1 @@
+"""Notebook 05: every explainer against every test."""
