@@ -108,8 +108,8 @@ def test_packages_count_with_their_modules_but_not_the_other_way_round(counts, p
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_writes_the_results_always_counts(counts, name):
-    assert counts(f"{name}.py", "x = 1")
-    assert not counts("run.py", "x = 1")
+    assert counts(f"companion/{name}.py", "x = 1")
+    assert not counts("companion/run.py", "x = 1")
 
 
 def test_a_new_or_a_renamed_module_counts_where_it_is_imported(package):
