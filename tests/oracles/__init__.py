@@ -1,0 +1,41 @@
+"""Slow, naive reference computations: definitions written as loops or plain matrix algebra.
+
+Each is written from its definition in a paper or a docstring and registered beside the function of
+the package that it stands for, see `registry`; `test_oracles` compares all of them. They share no
+formula with the package.
+"""
+
+from oracles import attributions, estimators, fillers, hiding
+from oracles.limits import (
+    alpha_by_integers,
+    clt_diagonal,
+    coin_slopes,
+    compose,
+    cosine_weight,
+    cube,
+    limit_by_lstsq,
+    relative_error,
+    ridge_lstsq,
+    shapley_by_orders,
+    table_of_images,
+    weights_of,
+)
+
+__all__ = [
+    "alpha_by_integers",
+    "attributions",
+    "clt_diagonal",
+    "coin_slopes",
+    "compose",
+    "cosine_weight",
+    "cube",
+    "estimators",
+    "fillers",
+    "hiding",
+    "limit_by_lstsq",
+    "relative_error",
+    "ridge_lstsq",
+    "shapley_by_orders",
+    "table_of_images",
+    "weights_of",
+]

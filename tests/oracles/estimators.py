@@ -1,0 +1,235 @@
+"""LIME on given masks, and how masks are drawn."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import norm
+
+from oracles.limits import compose, ridge_lstsq, weights_of
+from oracles.problems import Tanh, answer, partition
+from oracles.registry import oracle_of
+from xaiutils import designs, lime
+
+# --- the fit --------------------------------------------------------------------------------------
+
+
+def random_fit(rng):
+    masks = rng.random((40, 5)) < 0.5
+    weights, outputs = rng.random(40), masks @ rng.normal(size=(5, 2)) + rng.normal(size=(40, 2))
+    return {"masks": masks, "weights": weights, "outputs": outputs}
+
+
+@oracle_of(
+    lime.kernel,
+    lambda rng: {"masks": np.vstack([rng.random((30, 7)) < 0.5, np.zeros((1, 7), bool)])},
+    [{}, {"width": 0.05}, {"width": 3}],
+)
+def kernel(masks, width=0.25):
+    return weights_of(masks, width)
+
+
+@oracle_of(lime.fit, random_fit, [{"ridge": 0.0}, {}, {"ridge": 7.0}, {"ridge": 0.5, "group": 2}])
+def fit(masks, weights, outputs, ridge=1.0, *, group=1):
+    n, d = masks.shape
+    rows = np.array([[1.0, *row] for row in masks])
+    gram = np.diag([0.0] + [ridge] * d)
+    for weight, row in zip(weights, rows, strict=True):
+        gram += weight * np.outer(row, row)
+    inverse, results = np.linalg.inv(gram), []
+    for values in outputs.T:
+        beta = ridge_lstsq(masks, weights, values, ridge)
+        residual = values - rows @ beta
+        meat = np.zeros((d + 1, d + 1))
+        for start in range(0, n, group):
+            moved = sum(weights[i] * residual[i] * rows[i] for i in range(start, start + group))
+            meat += np.outer(moved, moved)
+        mean = sum(weights * values) / sum(weights)
+        score = 1 - sum(weights * residual**2) / sum(weights * (values - mean) ** 2)
+        covariance = inverse @ meat @ inverse * n / (n - d - 1)
+        results.append((beta[0], beta[1:], score, covariance))
+    return tuple(np.array(part) for part in zip(*results, strict=True))
+
+
+# --- explanations ---------------------------------------------------------------------------------
+
+
+def image_to_explain(rng):
+    return {
+        "model": Tanh(rng, 32),
+        "x": rng.random((2, 4, 4)),
+        "components": partition(),
+        "n_samples": 60,
+        "seed": 3,
+    }
+
+
+def asked(model, x, components, masks, filler, columns):
+    """Outputs of the model for one composed image after the other."""
+    hidden = components.means(x) if isinstance(filler, str) else np.full(x.shape, filler)
+    images = [compose(x, hidden, components.labels, z) for z in masks]
+    return np.array([answer(model, image)[columns] for image in images])
+
+
+def fitted(masks, outputs, width, ridge, group):
+    """Fields of an explanation of outputs (n, T)."""
+    weights = weights_of(masks, width)
+    intercept, coef, score, covariance = fit(masks, weights, outputs, ridge, group=group)
+    found = {
+        "intercept": intercept,
+        "coef": coef,
+        "score": score,
+        "covariance": covariance,
+        "stderr": np.sqrt([np.diag(part)[1:] for part in covariance]),
+        "local_prediction": np.array([b + sum(c) for b, c in zip(intercept, coef, strict=True)]),
+        "outputs": outputs.T,
+    }
+    return found, weights
+
+
+@oracle_of(
+    lime.explain,
+    image_to_explain,
+    [
+        {"targets": [2, 0]},
+        {"targets": 1, "filler": 0.2, "kernel_width": 0.1, "ridge": 0.0},
+        {"targets": [0], "design": "paired"},
+        {"targets": 1, "design": "orthogonal", "n_samples": 256},
+        {"targets": 0, "package_exact": True},
+    ],
+    rtol=1e-7,
+)
+def explain(
+    model, x, components, *, targets, filler="mean", kernel_width=0.25, ridge=1.0, **options
+):
+    """From the masks that were drawn."""
+    masks = lime.explain(model, x, components, targets=0, **options).masks
+    outputs = asked(model, x, components, masks, filler, np.atleast_1d(targets))
+    group = 2 if options.get("design") == "paired" else 1
+    found, weights = fitted(masks, outputs, kernel_width, ridge, group)
+    if np.ndim(targets) == 0:
+        found = {name: value[0] for name, value in found.items()}
+    return {**found, "outputs": found["outputs"].T, "weights": weights, "converged": None}
+
+
+def settled(stop, coef, covariance, looks):
+    """The rule of `stop` for one output; the risk is shared by all `looks`."""
+    if stop.stderr is not None:
+        return max(np.sqrt(np.diag(covariance))[1:]) <= stop.stderr
+    order = sorted(range(len(coef)), key=lambda j: -coef[j])
+    i, j = order[stop.top_k - 1], order[stop.top_k]
+    contrast = np.zeros(len(covariance))
+    contrast[[i + 1, j + 1]] = 1, -1
+    error = math.sqrt(contrast @ covariance @ contrast)
+    return coef[i] - coef[j] >= norm.ppf(1 - (1 - stop.level) / 2 / looks) * error
+
+
+@oracle_of(
+    lime.explain,
+    image_to_explain,
+    [
+        {"targets": [0, 1], "stop": lime.Stop(stderr=0.03, max_samples=1000)},
+        {"targets": [2, 0], "stop": lime.Stop(top_k=1, max_samples=1000)},
+        {"targets": [1], "stop": lime.Stop(top_k=2, level=0.8, max_samples=300)},
+        {"targets": [1], "stop": lime.Stop(stderr=1e-6, max_samples=200)},
+    ],
+    call=lambda **options: rounds(lime.explain(**options)),
+)
+def explain_until(model, x, components, *, targets, n_samples, stop, seed):
+    """Round after round of the masks that are drawn if the rule is never met."""
+    never = lime.Stop(stderr=1e-9, max_samples=stop.max_samples)
+    drawn = lime.explain(
+        model, x, components, targets=targets, n_samples=n_samples, stop=never, seed=seed
+    )
+    looks = stop.max_samples // n_samples
+    for n in range(n_samples, stop.max_samples + 1, n_samples):
+        found, _ = fitted(drawn.masks[:n], drawn.outputs[:n], 0.25, 1.0, 1)
+        each = zip(found["coef"], found["covariance"], strict=True)
+        met = all(settled(stop, coef, covariance, looks) for coef, covariance in each)
+        if met:
+            break
+    return {"n": min(n, looks * n_samples), "converged": met, "coef": found["coef"]}
+
+
+def rounds(explanation):
+    """What the stop rule decides."""
+    return {
+        "n": len(explanation.masks),
+        "converged": explanation.converged,
+        "coef": explanation.coef,
+    }
+
+
+# --- sets of superpixels --------------------------------------------------------------------------
+
+
+@oracle_of(
+    lime.top_k, lambda rng: {"coef": rng.normal(size=9), "k": 3}, [{}, {"k": 20}, {"coef": [-1, 0]}]
+)
+def top_k(coef, k):
+    left, chosen = dict(enumerate(coef)), set()
+    while left and len(chosen) < k and max(left.values()) > 0:
+        best = max(left, key=left.get)
+        chosen.add(best)
+        del left[best]
+    return chosen
+
+
+@oracle_of(
+    lime.jaccard, lambda rng: {"a": {1, 2, 5}, "b": {2, 5, 7, 8}}, [{}, {"a": set(), "b": set()}]
+)
+def jaccard(a, b):
+    either = [j for j in range(10) if j in a or j in b]
+    return sum(j in a and j in b for j in either) / len(either) if either else 1.0
+
+
+# --- designs --------------------------------------------------------------------------------------
+
+
+@oracle_of(
+    designs.draw,
+    lambda rng: {"n": 12, "d": 5, "rng": rng},
+    [{"design": "iid"}, {"design": "paired"}, {"design": "paired", "n": 2, "d": 1}],
+)
+def draw(n, d, design, rng):
+    """Fair coins, one after the other; in pairs a row is followed by its complement."""
+    rows = []
+    while len(rows) < n:
+        rows.append([rng.random() < 0.5 for _ in range(d)])
+        if design == "paired":
+            rows.append([not on for on in rows[-1]])
+    return np.array(rows)
+
+
+def balance(masks, columns):
+    """How often each pattern of 16 occurs in any four of the first `columns` columns."""
+    bits = 1 << np.arange(4)
+    chosen = combinations(range(columns), 4)
+    return np.array(
+        [np.bincount(masks[:, four] @ bits, minlength=16) for four in map(list, chosen)]
+    )
+
+
+def balanced(rows, columns):
+    """Each pattern as often as any other: an orthogonal array of strength 4."""
+    return np.full((math.comb(columns, 4), 16), rows / 16)
+
+
+@oracle_of(
+    designs.draw,
+    lambda rng: {"n": 512, "d": 12, "rng": rng},
+    [{}, {"n": 1024}, {"n": 2048, "d": 18}],
+    call=lambda n, d, rng: balance(designs.draw(n, d, "orthogonal", rng), min(d, 12)),
+)
+def draw_orthogonal(n, d, rng):
+    return balanced(n, 12)
+
+
+@oracle_of(
+    designs.orthogonal_array,
+    lambda rng: {},
+    [{"m": 4}, {"m": 5}, {"m": 6}],
+    call=lambda m: (balance(designs.orthogonal_array(m), 12), designs.orthogonal_array(m).shape),
+)
+def orthogonal_array(m):
+    return balanced(4**m, 12), (4**m, 2**m - 1)
