@@ -92,6 +92,19 @@ def signed_gradient(
         step, before the clip to [-eps, eps].
 
     Raises ValueError for a number out of its range or a shape that does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xaiutils import attack
+    >>> x = torch.tensor([[-1.0, 1.0]])  # two frames, whose logits are these values
+    >>> found = attack.signed_gradient(lambda x: x, x, lr=0.4, alpha=100.0, eps=2.0)
+    >>> found.target
+    tensor([ True, False])
+    >>> found.adversarial
+    tensor([[ 0.2000, -0.2000]])
+    >>> found.steps, found.success
+    (3, 1.0)
     """
     if not (0 < threshold < 1 and min(lr, eps) > 0 and alpha >= 0 and steps >= 0):
         raise ValueError(

@@ -25,7 +25,15 @@ _HALVINGS = 12  # of the segment back to x: to 1 / 4096 of its length
 
 
 def black(x) -> np.ndarray:
-    """Zero everywhere."""
+    """Zero everywhere.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.black(np.array([[[0.2, 0.6, 0.4]]]))
+    array([[[0., 0., 0.]]])
+    """
     return np.zeros_like(as_images(x))
 
 
@@ -36,6 +44,15 @@ def channel_mean(x, mean) -> np.ndarray:
     ------
     ValueError
         If `mean` does not hold one value in [0, 1] per channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.channel_mean(np.array([[[0.2, 0.6]], [[0.4, 0.5]]]), [0.1, 0.9])
+    array([[[0.1, 0.1]],
+    <BLANKLINE>
+           [[0.9, 0.9]]])
     """
     x, mean = as_images(x), np.asarray(mean)
     if mean.shape != (x.shape[-3],) or not ((mean >= 0) & (mean <= 1)).all():
@@ -44,7 +61,15 @@ def channel_mean(x, mean) -> np.ndarray:
 
 
 def image_mean(x) -> np.ndarray:
-    """The mean of each channel of each image."""
+    """The mean of each channel of each image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.image_mean(np.array([[[0.25, 0.75, 0.5]]]))
+    array([[[0.5, 0.5, 0.5]]])
+    """
     x = as_images(x)
     mean = x.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
     return np.broadcast_to(mean, x.shape).astype(x.dtype)
@@ -59,6 +84,13 @@ def blur(x, sigma: float) -> np.ndarray:
     ------
     ValueError
         If `sigma` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.blur(np.array([[[0.0, 0.0, 1.0, 0.0, 0.0]]]), sigma=1.0).round(2)
+    array([[[0.06, 0.24, 0.4 , 0.24, 0.06]]])
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, in pixels, got {sigma}")
@@ -69,6 +101,16 @@ def uniform_noise(x, seed: int) -> np.ndarray:
     """Independent values in [0, 1), drawn anew for each image.
 
     The draw depends on `seed` and on the image itself, not on its place in a batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> x = np.array([[[0.2, 0.6, 0.4]]])
+    >>> baselines.uniform_noise(x, seed=0).round(2)
+    array([[[0.47, 0.12, 0.36]]])
+    >>> baselines.uniform_noise(np.stack([1 - x, x]), seed=0)[1].round(2)
+    array([[[0.47, 0.12, 0.36]]])
     """
     x = as_images(x)
     noise = np.empty_like(x)
@@ -91,6 +133,13 @@ def gaussian_noise(x, sigma: float, seed: int) -> np.ndarray:
     -----
     Sturmfels, Lundberg and Lee, *Visualizing the Impact of Feature Attribution Baselines*,
     Distill 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.gaussian_noise(np.array([[[0.2, 0.6, 0.4]]]), sigma=0.1, seed=0).round(2)
+    array([[[0.26, 0.62, 0.32]]])
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, in units of the image, got {sigma}")
@@ -110,6 +159,13 @@ def maximum_distance(x) -> np.ndarray:
     -----
     Sturmfels, Lundberg and Lee, *Visualizing the Impact of Feature Attribution Baselines*,
     Distill 2020, where the distance is L1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> baselines.maximum_distance(np.array([[[0.2, 0.6, 0.5]]]))
+    array([[[1., 0., 0.]]])
     """
     x = as_images(x)
     return (x < 0.5).astype(x.dtype)
@@ -161,6 +217,16 @@ def adversarial(
     -----
     Madry, Makelov, Schmidt, Tsipras and Vladu, *Towards Deep Learning Models Resistant to
     Adversarial Attacks*, ICLR 2018, arXiv 1706.06083, with a target and normalised steps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from xaiutils import baselines
+    >>> model = torch.nn.Flatten()  # two pixels, which are the logits of two classes
+    >>> x = np.array([[[[0.8, 0.1]]]])
+    >>> baselines.adversarial(model, x, [1], confidence=0.6).round(2)
+    array([[[[0.25, 0.65]]]])
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be a probability in (0, 1), got {confidence}")

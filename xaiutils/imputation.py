@@ -39,6 +39,16 @@ class NoisyLinear:
     -----
     Rong, Leemann, Borisov, Kasneci and Kasneci, *A Consistent and Efficient Evaluation Strategy
     for Attribution Methods* (ROAD), ICML 2022, arXiv 2202.00449.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils.imputation import NoisyLinear
+    >>> from xaiutils.perturb import Components
+    >>> x = np.array([[[0.0, 0.9, 0.9, 0.9, 1.0]]])
+    >>> ends = np.array([[True, False, False, False, True]])
+    >>> NoisyLinear(noise=0)(x, Components([[0, 1, 2, 3, 4]]), ends).round(2)
+    array([[[[0.  , 0.25, 0.5 , 0.75, 1.  ]]]])
     """
 
     def __init__(self, noise: float = 0.01, seed: int = 0):

@@ -52,6 +52,15 @@ def localisation(attribution, region) -> np.ndarray:
     ----------
     attribution, region
         See the module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import sanity
+    >>> attribution = np.array([[[3.0, -1.0], [0.5, 0.5]]])
+    >>> upper_half = np.array([[[True, True], [False, False]]])
+    >>> sanity.localisation(attribution, upper_half)
+    array([0.8])
     """
     inside, outside = _sums(attribution, region)
     return _ratio(inside, inside + outside)
@@ -138,6 +147,17 @@ def cascade(
     -----
     The cascading randomisation of Adebayo et al. 2018. Biases that are 0 and batch norm that was
     never trained have nothing to lose and stay as they are under "gaussian" and "initial".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xaiutils import sanity
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> for name, copy in sanity.cascade(model, seed=0):
+    ...     print(name, [torch.equal(copy[i].weight, model[i].weight) for i in (0, 2)])
+    none [True, True]
+    2 [True, False]
+    0 [False, False]
     """
     if how not in ("initial", "gaussian"):
         raise ValueError(f'how must be "initial" or "gaussian", got {how!r}')

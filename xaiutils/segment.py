@@ -28,6 +28,18 @@ def quickshift(image, kernel_size: float = 4, max_dist: float = 200, ratio: floa
     ------
     ValueError
         If the image has another shape or range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import segment
+    >>> image = np.zeros((1, 4, 10))
+    >>> image[:, :, 6:] = 1  # bright on the right
+    >>> segment.quickshift(image, kernel_size=1)
+    array([[1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0, 0, 0],
+           [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]])
     """
     labels = skimage.segmentation.quickshift(
         _channels_last(image), kernel_size=kernel_size, max_dist=max_dist, ratio=ratio, rng=42
@@ -50,6 +62,15 @@ def grid(shape, rows: int, cols: int) -> np.ndarray:
     ------
     ValueError
         If there are more rows or columns than positions.
+
+    Examples
+    --------
+    >>> from xaiutils import segment
+    >>> segment.grid((4, 6), rows=2, cols=3)
+    array([[0, 0, 1, 1, 2, 2],
+           [0, 0, 1, 1, 2, 2],
+           [3, 3, 4, 4, 5, 5],
+           [3, 3, 4, 4, 5, 5]])
     """
     height, width = shape
     if not (1 <= rows <= height and 1 <= cols <= width):

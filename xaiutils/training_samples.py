@@ -50,6 +50,17 @@ class NearestSample:
     The baseline that GANMEX is compared with: Shih, Tien and Karnin, *GANMEX: One-vs-One
     Attributions using GAN-based Model Explainability*, ICML 2021, arXiv 2011.06015. It names no
     norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> images = np.array([0.1, 0.3, 0.8]).reshape(3, 1, 1, 1)
+    >>> nearest = baselines.NearestSample(images, labels=[0, 0, 1])
+    >>> nearest(images[2:], targets=[0])
+    array([[[[0.3]]]])
+    >>> nearest.find(images[2:], targets=[0])  # indices and distances
+    (array([1]), array([0.5]))
     """
 
     def __init__(self, images, labels, *, norm: str = "l1", accepted_by=None):
@@ -126,6 +137,15 @@ class ClassMean:
     ------
     ValueError
         If images and labels do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import baselines
+    >>> images = np.array([0.1, 0.3, 0.8]).reshape(3, 1, 1, 1)
+    >>> mean_of = baselines.ClassMean(images, labels=[0, 0, 1])
+    >>> mean_of(images, targets=[1, 1, 0]).ravel()
+    array([0.8, 0.8, 0.2])
     """
 
     def __init__(self, images, labels):

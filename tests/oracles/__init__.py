@@ -5,7 +5,16 @@ the package that it stands for, see `registry`; `test_oracles` compares all of t
 formula with the package.
 """
 
-from oracles import attributions, estimators, fillers, hiding
+from oracles import (
+    attacks,
+    attributions,
+    checks,
+    engine,
+    estimators,
+    fillers,
+    hiding,
+    resampling,
+)
 from oracles.limits import (
     alpha_by_integers,
     clt_diagonal,
@@ -23,17 +32,21 @@ from oracles.limits import (
 
 __all__ = [
     "alpha_by_integers",
+    "attacks",
     "attributions",
+    "checks",
     "clt_diagonal",
     "coin_slopes",
     "compose",
     "cosine_weight",
     "cube",
+    "engine",
     "estimators",
     "fillers",
     "hiding",
     "limit_by_lstsq",
     "relative_error",
+    "resampling",
     "ridge_lstsq",
     "shapley_by_orders",
     "table_of_images",

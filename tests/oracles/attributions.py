@@ -240,9 +240,11 @@ def occlusion(model, x, *, patch, baseline=0.0, **which):
         full = scalar(answer(model, image), i, **which)
         for cell in range(labels.max() + 1):
             inside, hidden = labels == cell, image.copy()
-            for channel, values in enumerate(hidden):
-                means = image[channel][inside].mean() if isinstance(own, str) else own
-                values[inside] = np.broadcast_to(means, image.shape)[channel][inside]
+            for channel, values in enumerate(image):
+                if isinstance(own, str):
+                    hidden[channel][inside] = values[inside].mean()
+                else:
+                    hidden[channel][inside] = np.broadcast_to(own, image.shape)[channel][inside]
             maps[i][inside] = full - scalar(answer(model, hidden), i, **which)
     return maps
 

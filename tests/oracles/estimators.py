@@ -64,10 +64,9 @@ def image_to_explain(rng):
     }
 
 
-def asked(model, x, components, masks, filler, columns):
+def asked(model, x, labels, masks, hidden, columns):
     """Outputs of the model for one composed image after the other."""
-    hidden = components.means(x) if isinstance(filler, str) else np.full(x.shape, filler)
-    images = [compose(x, hidden, components.labels, z) for z in masks]
+    images = [compose(x, hidden, labels, z) for z in masks]
     return np.array([answer(model, image)[columns] for image in images])
 
 
@@ -95,7 +94,6 @@ def fitted(masks, outputs, width, ridge, group):
         {"targets": 1, "filler": 0.2, "kernel_width": 0.1, "ridge": 0.0},
         {"targets": [0], "design": "paired"},
         {"targets": 1, "design": "orthogonal", "n_samples": 256},
-        {"targets": 0, "package_exact": True},
     ],
     rtol=1e-7,
 )
@@ -104,12 +102,45 @@ def explain(
 ):
     """From the masks that were drawn."""
     masks = lime.explain(model, x, components, targets=0, **options).masks
-    outputs = asked(model, x, components, masks, filler, np.atleast_1d(targets))
+    hidden = components.means(x) if isinstance(filler, str) else np.full(x.shape, filler)
+    outputs = asked(model, x, components.labels, masks, hidden, np.atleast_1d(targets))
     group = 2 if options.get("design") == "paired" else 1
     found, weights = fitted(masks, outputs, kernel_width, ridge, group)
     if np.ndim(targets) == 0:
         found = {name: value[0] for name, value in found.items()}
     return {**found, "outputs": found["outputs"].T, "weights": weights, "converged": None}
+
+
+def levels(rng):
+    """An image of whole grey levels, and a function of it that the `lime` package could explain."""
+    model = Tanh(rng, 48)
+    return {
+        **image_to_explain(rng),
+        "model": lambda batch: model(batch.double() / 255),
+        "x": rng.integers(0, 256, (3, 4, 4), dtype=np.uint8),
+    }
+
+
+@oracle_of(
+    lime.explain,
+    levels,
+    [{"targets": [0, 2]}, {"targets": [1], "filler": 7, "seed": 8}],
+    call=lambda **options: lime.explain(**options, package_exact=True),
+    rtol=1e-7,
+)
+def explain_as_the_package(model, x, components, *, targets, n_samples, seed, filler="mean"):
+    """Its random numbers in its order, a whole first row, and means cut to whole levels."""
+    state = np.random.RandomState(seed)
+    state.randint(0, high=1000)
+    masks = state.randint(0, 2, n_samples * 5).reshape(n_samples, 5)
+    masks[0] = 1
+    hidden = np.full(x.shape, filler if filler != "mean" else 0, np.uint8)
+    for channel, j in np.ndindex(3, 5 if filler == "mean" else 0):
+        inside = np.equal(components.labels, j)
+        hidden[channel][inside] = int(x[channel][inside].mean())
+    outputs = asked(model, x, components.labels, masks, hidden, targets)
+    found, weights = fitted(masks == 1, outputs, 0.25, 1.0, 1)
+    return {**found, "masks": masks == 1, "outputs": outputs, "weights": weights}
 
 
 def settled(stop, coef, covariance, looks):
@@ -151,6 +182,33 @@ def explain_until(model, x, components, *, targets, n_samples, stop, seed):
     return {"n": min(n, looks * n_samples), "converged": met, "coef": found["coef"]}
 
 
+def fits(rng):
+    """Coefficients and covariances of many fits, some clearly told apart and some not."""
+    roots = rng.normal(size=(200, 2, 6, 6)) / 15
+    return {"coefs": rng.normal(size=(200, 2, 5)), "covariances": roots @ roots.swapaxes(2, 3)}
+
+
+@oracle_of(
+    lime.Stop.met,
+    fits,
+    [
+        {"stop": lime.Stop(stderr=0.2), "looks": 3},
+        {"stop": lime.Stop(top_k=1), "looks": 1},
+        {"stop": lime.Stop(top_k=3, level=0.8), "looks": 4},
+    ],
+    call=lambda coefs, covariances, stop, looks: np.array(
+        [stop.met(*fit, looks) for fit in zip(coefs, covariances, strict=True)]
+    ),
+)
+def met(coefs, covariances, stop, looks):
+    return np.array(
+        [
+            all(settled(stop, *one, looks) for one in zip(*fit, strict=True))
+            for fit in zip(coefs, covariances, strict=True)
+        ]
+    )
+
+
 def rounds(explanation):
     """What the stop rule decides."""
     return {
@@ -176,7 +234,9 @@ def top_k(coef, k):
 
 
 @oracle_of(
-    lime.jaccard, lambda rng: {"a": {1, 2, 5}, "b": {2, 5, 7, 8}}, [{}, {"a": set(), "b": set()}]
+    lime.jaccard,
+    lambda rng: {"a": {1, 2, 5}, "b": {2, 5, 7, 8}},
+    [{}, {"a": set(), "b": set()}, {"a": {9}}],
 )
 def jaccard(a, b):
     either = [j for j in range(10) if j in a or j in b]
@@ -218,11 +278,27 @@ def balanced(rows, columns):
 @oracle_of(
     designs.draw,
     lambda rng: {"n": 512, "d": 12, "rng": rng},
-    [{}, {"n": 1024}, {"n": 2048, "d": 18}],
+    [{}, {"n": 256, "d": 15}, {"n": 1024, "d": 16}, {"n": 2048, "d": 18}],
     call=lambda n, d, rng: balance(designs.draw(n, d, "orthogonal", rng), min(d, 12)),
 )
 def draw_orthogonal(n, d, rng):
     return balanced(n, 12)
+
+
+@oracle_of(
+    designs.draw,
+    lambda rng: {"rngs": rng.spawn(800)},
+    call=lambda rngs: shares([designs.draw(256, 4, "orthogonal", rng)[5] for rng in rngs]),
+    rtol=0,
+    atol=0.03,
+)
+def draw_uniform(rngs):
+    """Any one row, here the sixth, is each of the 16 patterns with the same probability."""
+    return np.full(16, 1 / 16)
+
+
+def shares(rows):
+    return np.bincount(rows @ (1 << np.arange(4)), minlength=16) / len(rows)
 
 
 @oracle_of(

@@ -1,175 +1,44 @@
-"""What hidden pixels become: partitions, fillers, and baselines, image by image."""
+"""What hidden pixels become: baselines and imputation, image by image."""
 
 import math
 
 import numpy as np
 import torch
-from skimage.segmentation import slic as reference_slic
 
-from oracles.attributions import cells
-from oracles.limits import compose
-from oracles.problems import LABELS, Tanh, answer, partition, softmax, weighted
+from oracles.problems import LABELS, answer, partition, softmax, weighted
 from oracles.registry import oracle_of
-from xaiutils import baselines, imputation, perturb, segment, training_samples
+from xaiutils import baselines, imputation, training_samples
 from xaiutils.data.images import rng as generator_of
-
-# --- partitions -----------------------------------------------------------------------------------
-
-
-@oracle_of(
-    segment.grid,
-    lambda rng: {"shape": (7, 11)},
-    [{"rows": 3, "cols": 4}, {"rows": 7, "cols": 1}, {"rows": 5, "cols": 11}],
-)
-def grid(shape, rows, cols):
-    return cells(*shape, rows, cols)
-
-
-def blobs(rng):
-    """Colours that change from corner to corner, with noise."""
-    row, column = np.mgrid[:40, :30] / 40
-    colour = np.stack([row, column, 1 - row]) + 0.2 * rng.random((3, 40, 30))
-    return {"image": colour.clip(0, 1)}
-
-
-def numbered(labels):
-    """The same parts with the numbers 0..d-1 in the same order."""
-    numbers = sorted(set(labels.ravel()))
-    return np.vectorize(numbers.index)(labels)
-
-
-@oracle_of(segment.quickshift, blobs, [{}, {"kernel_size": 2, "max_dist": 8, "ratio": 0.5}])
-def quickshift(image, kernel_size=4, max_dist=200, ratio=0.2):
-    """As the `lime` package asks for it."""
-    from lime.wrappers.scikit_image import SegmentationAlgorithm
-
-    algorithm = SegmentationAlgorithm(
-        "quickshift", kernel_size=kernel_size, max_dist=max_dist, ratio=ratio
-    )
-    return numbered(algorithm(image.transpose(1, 2, 0)))
-
-
-@oracle_of(segment.slic, blobs, [{}, {"n_segments": 9, "compactness": 1.0}])
-def slic(image, n_segments=50, compactness=10.0):
-    return numbered(reference_slic(image.transpose(1, 2, 0), n_segments, compactness))
-
-
-@oracle_of(
-    perturb.Components.sums,
-    lambda rng: {"values": rng.normal(size=(3, 4, 4))},
-    call=lambda values: partition().sums(values),
-)
-def sums(values):
-    found = np.zeros(5)
-    for channel, row, column in np.ndindex(values.shape):
-        found[LABELS[row, column]] += values[channel, row, column]
-    return found
-
-
-@oracle_of(
-    perturb.Components.spread,
-    lambda rng: {"scores": rng.normal(size=5)},
-    call=lambda scores: partition().spread(scores),
-)
-def spread(scores):
-    return np.array([[scores[label] for label in row] for row in LABELS])
-
-
-# --- fillers --------------------------------------------------------------------------------------
-
-
-def floats(rng):
-    return {"x": rng.random((3, 4, 4))}
-
-
-def grey_levels(rng):
-    return {"x": rng.integers(0, 256, (3, 4, 4), dtype=np.uint8)}
-
-
-@oracle_of(perturb.Components.means, floats, call=lambda x: partition().means(x))
-@oracle_of(perturb.Components.means, grey_levels, call=lambda x: partition().means(x))
-def means(x):
-    found = x.copy()
-    for channel, values in enumerate(x):
-        for j in range(5):
-            inside = np.equal(LABELS, j)
-            mean = sum(values[inside].astype(float)) / inside.sum()
-            found[channel][inside] = round(mean) if x.dtype == np.uint8 else mean
-    return found
-
-
-@oracle_of(
-    perturb.fill,
-    lambda rng: {**floats(rng), "components": partition(), "filler": rng.random((4, 4))},
-    [{}, {"filler": "mean"}, {"filler": 0.3}, {"filler": torch.arange(3.0)[:, None, None]}],
-)
-def fill(x, components, filler):
-    """Each hidden value, one by one."""
-    if isinstance(filler, str):
-        return means(x)
-    values = np.atleast_3d(np.asarray(filler, float)) if np.ndim(filler) == 0 else filler
-    found = np.empty_like(x)
-    for channel, row, column in np.ndindex(x.shape):
-        at = (channel, row, column)[3 - np.ndim(values) :]
-        found[channel, row, column] = values[
-            tuple(i if size > 1 else 0 for i, size in zip(at, values.shape, strict=True))
-        ]
-    return found
-
-
-def mirrored(x, components, masks):
-    """A filler that depends on what is hidden: the image upside down, darker the more is hidden."""
-    return np.stack([x[:, ::-1] * mask.mean() for mask in masks])
-
-
-def questions(rng):
-    return {
-        "model": Tanh(rng, 48),
-        **floats(rng),
-        "components": partition(),
-        "masks": rng.random((9, 5)) < 0.5,
-    }
-
-
-@oracle_of(
-    perturb.evaluate,
-    questions,
-    [
-        {},
-        {"filler": 0.7, "batch_size": 2},
-        {"filler": np.linspace(0, 1, 16).reshape(4, 4), "outputs": [2, 0]},
-        {"filler": mirrored, "batch_size": 4},
-        {"filler": mirrored, "outputs": lambda out: out.max(axis=1)},
-    ],
-    rtol=1e-7,
-)
-def evaluate(model, x, components, masks, filler="mean", outputs=None, **_):
-    rows = []
-    for z in masks:
-        hidden = filler(x, components, z[None])[0] if callable(filler) else None
-        hidden = fill(x, components, filler) if hidden is None else hidden
-        out = answer(model, compose(x, hidden, components.labels, z))
-        if outputs is not None:
-            out = outputs(out[None])[0] if callable(outputs) else [out[k] for k in outputs]
-        rows.append(out)
-    return np.array(rows)
-
 
 # --- baselines without a class --------------------------------------------------------------------
 
 
 def photographs(rng):
-    return {"x": rng.random((2, 3, 6, 7))}
+    x = rng.random((2, 3, 6, 7))
+    x[0, 1, 2, 3] = 0.5
+    return {"x": x}
+
+
+def photograph(rng):
+    return {"x": rng.random((3, 6, 7))}
+
+
+def image_by_image(function, x):
+    """`function(image)` of one image or of each of a batch."""
+    return function(x) if x.ndim == 3 else np.stack([function(image) for image in x])
 
 
 def value_by_value(function, x):
-    """`function(image, channel, row, column)` at each place of a batch."""
-    out = np.empty_like(x)
-    for i, *at in np.ndindex(x.shape):
-        out[(i, *at)] = function(x[i], *at)
-    return out
+    """`function(image, channel, row, column)` at each place of one image or of a batch."""
+
+    def whole(image):
+        values = [function(image, *at) for at in np.ndindex(image.shape)]
+        return np.reshape(values, image.shape)
+
+    return image_by_image(whole, x)
 
 
+@oracle_of(baselines.black, photograph)
 @oracle_of(baselines.black, photographs)
 def black(x):
     return value_by_value(lambda *_: 0.0, x)
@@ -180,6 +49,7 @@ def channel_mean(x, mean):
     return value_by_value(lambda image, channel, *_: mean[channel], x)
 
 
+@oracle_of(baselines.image_mean, photograph)
 @oracle_of(baselines.image_mean, photographs)
 def image_mean(x):
     return value_by_value(lambda image, channel, *_: math.fsum(image[channel].ravel()) / 42, x)
@@ -191,6 +61,7 @@ def reflected(i, n):
     return i if i < n else 2 * n - 1 - i
 
 
+@oracle_of(baselines.blur, photograph, [{"sigma": 1.5}], rtol=0, atol=3e-4)
 @oracle_of(baselines.blur, photographs, [{"sigma": 0.7}, {"sigma": 3.0}], rtol=0, atol=3e-4)
 def blur(x, sigma):
     """The Gaussian out to 8 sigma; what is cut off farther out is within the tolerance."""
@@ -206,18 +77,22 @@ def blur(x, sigma):
     return value_by_value(smooth, x)
 
 
+@oracle_of(baselines.uniform_noise, photograph, [{"seed": 3}])
 @oracle_of(baselines.uniform_noise, photographs, [{"seed": 0}, {"seed": 5}])
 def uniform_noise(x, seed):
     """Each image from the numbers that belong to it and the seed."""
-    return np.stack([generator_of(seed, image).random((3, 6, 7), np.float32) for image in x])
+    return image_by_image(lambda one: generator_of(seed, one).random((3, 6, 7), np.float32), x)
 
 
+@oracle_of(baselines.gaussian_noise, photograph, [{"sigma": 0.2, "seed": 3}])
 @oracle_of(
     baselines.gaussian_noise, photographs, [{"sigma": 0.1, "seed": 0}, {"sigma": 2.0, "seed": 5}]
 )
 def gaussian_noise(x, sigma, seed):
-    noise = [generator_of(seed, image).standard_normal((3, 6, 7), np.float32) for image in x]
-    noisy = x + sigma * np.array(noise, float)
+    def noise(image):
+        return generator_of(seed, image).standard_normal((3, 6, 7), np.float32).astype(float)
+
+    noisy = x + sigma * image_by_image(noise, x)
     return value_by_value(lambda image, *at: min(max(image[*at], 0), 1), noisy)
 
 
@@ -233,14 +108,14 @@ def maximum_distance(x):
     call=lambda x, masks, **options: imputation.NoisyLinear(**options)(x, partition(), masks),
 )
 def noisy_linear(x, masks, noise, seed=0):
-    """A dense system; the noise is what a fully hidden image shows around its mean."""
-    nothing = np.zeros((1, 5), bool)
-    blank = imputation.NoisyLinear(noise, seed)(x, partition(), nothing)[0]
-    drawn, filled = blank - x.mean(axis=(1, 2), keepdims=True), []
+    """A dense system; noise of deviation 1 is what a fully hidden image shows around its mean."""
+    nothing, mean = np.zeros((1, 5), bool), x.mean(axis=(1, 2), keepdims=True)
+    drawn = imputation.NoisyLinear(1.0, seed)(x, partition(), nothing)[0] - mean
+    filled = []
     for mask in masks:
         kept = mask[LABELS]
-        smooth = imputed(x, kept) if kept.any() else x.mean(axis=(1, 2), keepdims=True) + 0 * x
-        filled.append(np.where(kept, x, smooth + drawn))
+        smooth = imputed(x, kept) if kept.any() else mean
+        filled.append(np.where(kept, x, smooth + noise * drawn))
     return np.array(filled)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 import numpy as np
 import torch
 from numpy.testing import assert_allclose
+from science import name_of
 
 ORACLES: list["Oracle"] = []
 
@@ -66,11 +67,6 @@ def oracle_of(
         return naive
 
     return register
-
-
-def name_of(production: Callable) -> str:
-    """Such as "limit.alpha"."""
-    return f"{production.__module__.removeprefix('xaiutils.')}.{production.__qualname__}"
 
 
 def assert_same(found, expected, *, rtol: float, atol: float, name: str) -> None:
