@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from oracles.fillers import imputed
 
 from xaiutils import baselines, perturb, segment
 from xaiutils.imputation import NoisyLinear
@@ -17,24 +18,6 @@ def images():
 def pixels(shape):
     """Every pixel a component of its own."""
     return Components(np.arange(np.prod(shape)).reshape(shape))
-
-
-def imputed(image, kept):
-    """The definition as a dense system: one row per pixel, hidden ones the mean of neighbours."""
-    height, width = kept.shape
-    matrix, right = np.eye(kept.size), image.reshape(len(image), -1).T.copy()
-    for row, col in zip(*np.nonzero(~kept), strict=True):
-        here = row * width + col
-        around = {
-            (row + down) * width + col + side: 1 / 6 if 0 in (down, side) else 1 / 12
-            for down in (-1, 0, 1)
-            for side in (-1, 0, 1)
-            if (down or side) and 0 <= row + down < height and 0 <= col + side < width
-        }
-        right[here] = 0
-        for there, weight in around.items():
-            matrix[here, there] = -weight / sum(around.values())
-    return np.linalg.solve(matrix, right).T.reshape(image.shape)
 
 
 def kept_cases(shape):

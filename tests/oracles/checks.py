@@ -98,13 +98,19 @@ def two_maps_and_support(rng):
     sanity.similarity, two_maps, [{"how": how} for how in ("signed", "absolute", "pearson", "ssim")]
 )
 @oracle_of(sanity.similarity, two_maps_and_support, [{"how": "within"}, {"how": "pearson"}])
+@oracle_of(
+    sanity.similarity,
+    lambda rng: {name: values[:, 0] for name, values in two_maps(rng).items()},
+    [{"how": "ssim"}, {"how": "signed"}],
+)
 def similarity(a, b, how, support=None):
     found = []
     for i, (one, other) in enumerate(zip(a, b, strict=True)):
         if how == "ssim":
-            found.append(structural_similarity(np.abs(one).sum(0), np.abs(other).sum(0)))
+            sizes = (np.abs(values).reshape(-1, *SHAPE[1:]).sum(0) for values in (one, other))
+            found.append(structural_similarity(*sizes))
             continue
-        inside = np.broadcast_to(True if support is None else support[i], SHAPE)
+        inside = np.broadcast_to(True if support is None else support[i], one.shape)
         one, other = one[inside], other[inside]
         if how == "absolute":
             one, other = np.abs(one), np.abs(other)

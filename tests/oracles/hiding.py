@@ -86,13 +86,24 @@ def curves_of_map(model, x, y, scores, parts, filler, steps, orders):
     fidelity_curves.curves,
     lambda rng: {
         **classified(rng),
+        "components": Components(COARSE),
+        "scores": rng.random((N, 3)),
+    },
+    [{"steps": 3}],
+    rtol=1e-5,
+)
+@oracle_of(
+    fidelity_curves.curves,
+    lambda rng: {
+        **classified(rng),
         "scores": {name: rng.random((N, 4, 5)) for name in "ab"},
         "steps": 3,
     },
     rtol=1e-5,
 )
 def curves(model, x, y, scores, *, filler, steps, orders=("mif", "lif"), components=None):
-    parts = components or [Components(PIXELS)] * N
+    shared = Components(PIXELS) if components is None else components
+    parts = shared if isinstance(shared, list) else [shared] * N
     if not isinstance(scores, dict):
         return curves_of_map(model, x, y, scores, parts, filler, steps, orders)
     each = {name: (model, x, y, own, parts, filler, steps, orders) for name, own in scores.items()}
@@ -186,6 +197,17 @@ def rows_of(table, *keys):
     """Each row of a table, under its keys."""
     rows = table.set_index([*keys]).itertuples()
     return {" of ".join(row.Index) if len(keys) > 1 else row.Index: tuple(row)[1:] for row in rows}
+
+
+@oracle_of(
+    fidelity.Curves.drop,
+    measured,
+    [{"order": "lif"}, {"order": "mif", "measure": "logit"}],
+    call=lambda curves, order, measure="accuracy", **_: curves["a"].drop(order, measure),
+)
+def drop(curves, order, measure="accuracy", **_):
+    values = getattr(curves["a"], FIELDS[measure])[:, ("mif", "lif").index(order)].astype(float)
+    return np.array([[row[0] - value for value in row] for row in values])
 
 
 @oracle_of(
