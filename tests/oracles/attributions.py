@@ -5,6 +5,7 @@ from math import ceil, floor
 
 import numpy as np
 import torch
+from scipy.stats import kstest
 from torch import nn
 
 from oracles.problems import Convolutional, Recorder, answer, softmax, weighted
@@ -76,7 +77,9 @@ def noise_of(n, shape, n_samples, seed):
     attribution.smoothgrad(
         model, ramp, [0] * n, n_samples=n_samples, spread=1, seed=seed, batch_size=n * n_samples
     )
-    return batch_of(model, n * n_samples).reshape(n, n_samples, *shape) - ramp[:, None]
+    noise = batch_of(model, n * n_samples).reshape(n, n_samples, *shape) - ramp[:, None]
+    assert kstest(noise.ravel(), "norm").pvalue > 1e-3
+    return noise
 
 
 def _rng():
@@ -145,7 +148,9 @@ def draws_of(n, m, n_samples, **options):
         **options,
     )
     points = batch_of(model, n * n_samples).reshape(n, n_samples, m)
-    return points.argmax(2), 1 - points.max(2)
+    along = 1 - points.max(2)
+    assert (along >= 0).all() and (along <= 1).all()
+    return points.argmax(2), along
 
 
 @oracle_of(
