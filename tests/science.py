@@ -31,7 +31,7 @@ def modules() -> list[ModuleType]:
 def public(module: ModuleType) -> list:
     """Functions and classes of a module, those it passes on (`import f as f`) among them.
 
-    Records (dataclasses and named tuples) are left out: they are what functions return.
+    Records (dataclasses and named tuples) and exceptions are left out: they compute nothing.
     """
     tree = ast.parse(inspect.getsource(module))
     aliases = (a for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names)
@@ -46,7 +46,7 @@ def public(module: ModuleType) -> list:
 
 
 def is_record(kind: type) -> bool:
-    return is_dataclass(kind) or issubclass(kind, tuple)
+    return is_dataclass(kind) or issubclass(kind, tuple | BaseException)
 
 
 def name_of(value) -> str:

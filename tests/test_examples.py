@@ -3,6 +3,7 @@
 import doctest
 import inspect
 from operator import attrgetter
+from types import ModuleType
 
 import pytest
 import science
@@ -44,26 +45,33 @@ REQUIRED = [
 ]
 
 
-def documented(modules) -> dict[str, str]:
-    """Docstrings with examples of the modules, their functions, classes and methods, by name."""
+def documented(modules) -> dict[str, tuple[str, dict]]:
+    """Docstrings with examples of the modules, their functions, classes and methods, by name.
+
+    Each with the names that its module knows.
+    """
     found = {}
     for module in modules:
-        for value in [module, *vars(module).values()]:
+        named = {science.name_of(module): module}
+        for value in vars(module).values():
             own = inspect.isroutine(value) or inspect.isclass(value)
-            if value is module or (own and value.__module__ == module.__name__):
-                name = science.name_of(value)
-                found[name] = value.__doc__
-                for key, method in vars(value).items() if inspect.isclass(value) else ():
-                    found[f"{name}.{key}"] = getattr(method, "__doc__", None)
-    return {name: inspect.cleandoc(text) for name, text in found.items() if ">>>" in (text or "")}
+            if own and value.__module__ == module.__name__:
+                named[science.name_of(value)] = value
+        for name, value in list(named.items()):
+            if inspect.isclass(value):
+                named |= {f"{name}.{key}": method for key, method in vars(value).items()}
+        for name, value in named.items():
+            if ">>>" in (getattr(value, "__doc__", None) or ""):
+                found[name] = inspect.cleandoc(value.__doc__), vars(module)
+    return found
 
 
 EXAMPLES = documented(science.modules())
 
 
-def failures(text: str, name: str) -> str:
-    """What the examples of a docstring print that they do not say; they import what they use."""
-    test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
+def failures(text: str, known: dict, name: str) -> str:
+    """What the examples of a docstring print that they do not say, where these names are known."""
+    test = doctest.DocTestParser().get_doctest(text, known, name, name, 0)
     report = []
     doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=report.append)
     return "".join(report)
@@ -71,7 +79,7 @@ def failures(text: str, name: str) -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_print_what_they_say(name):
-    assert failures(EXAMPLES[name], name) == ""
+    assert failures(*EXAMPLES[name], name) == ""
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -94,4 +102,25 @@ def test_what_one_meets_first_has_examples(name):
     ],
 )
 def test_wrong_examples_are_found(text, seen):
-    assert (seen in failures(text, "sum")) and bool(seen) == bool(failures(text, "sum"))
+    report = failures(text, {}, "sum")
+    assert seen in report and bool(seen) == bool(report)
+
+
+def test_examples_of_functions_classes_and_methods_are_found():
+    source = """
+class Sum:
+    ">>> Sum().of(1)"
+
+    def of(self, one):
+        ">>> 1 + 1"
+
+def score():
+    ">>> score()"
+
+def bare(): "no example"
+"""
+    module = ModuleType("xaiutils.fresh", ">>> __name__")
+    exec(source, vars(module))
+    found = documented([module])
+    assert list(found) == ["fresh", "fresh.Sum", "fresh.score", "fresh.Sum.of"]
+    assert found["fresh"] == (">>> __name__", vars(module))
