@@ -48,7 +48,7 @@ PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
 
 .PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock \
-  site test-site $(UPDATES)
+  findings site test-site $(UPDATES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,12 @@ lint: | $(STAMP) ## check style and format (seconds)
 
 clean: ## remove what was generated; keeps .venv, the cache and committed figures
 	rm -rf build .pytest_cache .ruff_cache figures/*/*.pdf
+
+findings: ## run findings/*.sh: do packages still behave as noted there? (1 min, network)
+	@mkdir -p build/findings; changed=0; for f in findings/*.sh; do \
+	  log=build/findings/$$(basename "$$f" .sh).log; \
+	  if "$$f" > "$$log" 2>&1; then echo "ok       $$f"; \
+	  else echo "changed  $$f: see $$log"; changed=1; fi; done; exit $$changed
 
 retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (2 h)
 	$(PYTHON) -m xaiutils.classifiers.trained

@@ -58,7 +58,17 @@ def test_make_lists_its_targets_first():
     done = subprocess.run(["make"], cwd=PROJECT.root, env=env, capture_output=True, text=True)
     listed = {line.split()[1] for line in done.stdout.splitlines()}
     wanted = "help figures test verify notebooks lab bench claims lint clean retrain lock "
-    assert listed == set((wanted + "site test-site").split())
+    assert listed == set((wanted + "findings site test-site").split())
+
+
+def test_findings_stand_alone_and_can_be_run():
+    scripts = list((PROJECT.root / "findings").glob("*.sh"))
+    assert scripts
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        assert os.access(path, os.X_OK) and "set -euo pipefail" in text, path.name
+        assert len(text.splitlines()) <= 60 and "xaiutils" not in text, path.name
+        assert "trap 'rm -rf" in text and "==" in text, path.name  # tidy, pinned
 
 
 def test_there_is_a_notebook_and_a_ledger():

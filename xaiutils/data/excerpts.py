@@ -6,13 +6,13 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-import librosa
 import numpy as np
 import torch
 from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 
 from xaiutils.data import assets
+from xaiutils.data.files import read_sound
 
 RATE = 16_000  # Hz
 WINDOW, HOP = 400, 160  # samples: frames of 25 ms every 10 ms, each with a label
@@ -167,7 +167,7 @@ def activity(voice: np.ndarray) -> np.ndarray:
 
 @cache
 def _load(file: Path) -> np.ndarray:
-    samples, _ = librosa.load(file, sr=RATE, mono=True)
+    samples = read_sound(file, RATE)
     samples.setflags(write=False)
     return samples
 
