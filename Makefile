@@ -27,6 +27,11 @@ endif
 # Kernels start in the notebook's folder and must find the package wherever it is not installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# A relative cache is meant from here, too.
+ifneq ($(XAIUTILS_CACHE),)
+export XAIUTILS_CACHE := $(if $(filter /% ~%,$(XAIUTILS_CACHE)),,$(CURDIR)/)$(XAIUTILS_CACHE)
+endif
+
 # The longest first: with -j none of them is left to the end.
 LONGEST := 01_adversarial_audio 03_fidelity
 FOUND := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
