@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
 
-from xaiutils.companion import kernel, notebooks, provenance, run, runner
+from xaiutils.companion import kernel, notebooks, provenance, results, run, runner
 from xaiutils.companion.notebooks import ProjectError
 
 ALT = "A line " * 9
@@ -178,7 +178,8 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     assert shown.cells[1].outputs[0].metadata["image/png"]["alt"] == ALT.strip()
     assert "'holds'" in shown.cells[2].outputs[0].data["text/plain"]
     assert [output.name for output in shown.cells[3].outputs] == ["stdout"]
-    assert set(shown.metadata) == {"kernelspec", "language_info"}
+    assert set(shown.metadata) == {"kernelspec", "language_info", "xaiutils"}
+    assert shown.metadata.xaiutils == {"sha256": results.notebook_seal(shown)}
     assert copy.stat().st_mtime >= project.notebook("tiny").stat().st_mtime
 
 
