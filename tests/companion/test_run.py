@@ -169,6 +169,7 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     ran = nbformat.reads(first["copy"].decode(), as_version=4)
     assert ran.cells[3].outputs[0].text == f"{sys.executable} {project.root / 'notebooks'}\n"
     assert ran.metadata.xaiutils.profile == "default"
+    assert json.loads(first["claims.json"])["claims"]["rises"]["cell"] == 3
 
     assert run.main(["--update", "tiny"], project) == 0
     assert {**files(figures), "copy": copy.read_bytes()} == first

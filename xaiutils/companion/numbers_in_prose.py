@@ -6,8 +6,10 @@ that it is the one meant; a number without any is worth a look.
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 
+import nbformat
 import numpy as np
 
 from xaiutils.companion import claims, results
@@ -19,6 +21,7 @@ _NUMBER = re.compile(
     r"(?P<power>[eE][-+]?\d+)?(?:/(?P<below>\d+))?(?P<unit>\s?%| percent\b| points?\b)?"
 )
 _LIST = r"\d+\w?(?:(?:, | and | to | or |–|-)\d+\w?)*"
+_YEAR = r"(?:19|20)\d\d(?!\d|,\d)"
 # What is no measured number, in the order in which it is taken out of the text.
 _NOT_MEANT = [
     re.compile(pattern, re.DOTALL | re.MULTILINE)
@@ -27,20 +30,24 @@ _NOT_MEANT = [
         r"\$\$.*?\$\$|\$[^$]+\$",
         r"\]\([^)\s]*\)|https?://\S+|<[^>\n]+>",
         r"\b(?:arXiv|doi):\S+",
+        r"\b\d{4}-\d\d-\d\d\b|\b\d{1,2} [A-Z][a-z]+ (?:19|20)\d\d\b",
         r"^#+ +\d[\d.]*|^ *\d+\. ",  # sections, items of a list
         rf"\b(?:[Ff]igures?|[Tt]ables?|Eqs?\.|[Ee]quations?|[Ss]ections?|[Nn]otebooks?|[Pp]apers?|"
-        rf"Theorems?|Propositions?|Lemmas?|Corollary|PMLR|Fig\.|[Cc]ells? \[) ?{_LIST}",
-        r"\b0\d(?:(?:, | and | to )0\d)*\b",  # notebooks
-        r"\b\d{4}-\d\d-\d\d\b|\b\d{1,2} [A-Z][a-z]+ (?:19|20)\d\d\b",
-        r"(?<=[(])(?:19|20)\d\d(?!\d)|(?:(?<=al\. )|(?<=[A-Z]\w )|(?<=\w, ))(?:19|20)\d\d(?![\d,])",
-        r"(?:\b[A-Z][\w.&-]* )(?:19|20)\d\d(?![\d,])",  # a name and a year
-        r"\b\d+(?:st|nd|rd|th)\b",
+        rf"Theorems?|Propositions?|Lemmas?|Corollary|PMLR|Fig\.|[Cc]ells? \[)\s?{_LIST}",
+        r"(?<![.\d])0\d(?:(?:, | and | to )0\d)*\b(?![.,]\d)",  # notebooks
+        # A year follows a bracket, a comma or a name.
+        rf"(?<=\(){_YEAR}|(?:[\w”\"], |\bal\.\s|\b[A-Z][\w.&-]*\s){_YEAR}",
+        r"\b\d+(?:st|nd|rd|th|s)\b",
+        r"\b[Aa]n? \d\b(?![.,]\d|\s?%)",  # a digit that is seen
         r"\b\d+(?:\.\d+){2,}\b",  # versions
-        r"(?:[^\W\d_][\w.]*-?)\d[\w.]*\b",  # names with digits
+        r"\b[^\W\d_][\w.]*-?\d[\w.]*\b",  # names with digits
     )
 ]
-_BETWEEN = re.compile(r"\s*(?:to|and|or|,|–|-)\s*\Z")
-_INTERVAL = re.compile(r"\s*\[\Z")
+_BETWEEN = re.compile(r"\s*(?:to|and|or|,|–|-)\s*")
+_EXACT = 99  # decimals of a number that is not rounded
+_ORDER = ("output", "figure", "claim", "parameter", "rule", "code")
+_SUMMARY = ("claim", "output", "parameter", "figure", "rule", "code")  # of the first text cell
+_NEAR = 3  # cells: the code that a text introduces or reads
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,16 @@ class Number:
         The words around it, itself in `>` and `<`.
     source : str or None
         What rounds to it, the nearest kind first; None if nothing does.
+    is_near : bool
+        Whether the source is a claim, a parameter, or of the cells around the text. Any other one
+        may well fit by chance.
     """
 
     cell: int
     text: str
     around: str
     source: str | None
+    is_near: bool
 
 
 @dataclass(frozen=True)
@@ -92,15 +103,16 @@ class _Group:
         self.values = np.array([value for value, _, _ in numbers], float)
         self.decimals = np.array([decimals for _, decimals, _ in numbers], int)
 
-    def fitting(self, value, decimals, is_exact):
-        """Indices of the numbers that round to `value`, or equal it."""
-        gap = np.abs(self.values - value)
-        close = gap <= (0.5 + 1e-6) * 10.0**-decimals if not is_exact else gap < 0
-        # "0.4" may be a number with the last zero dropped, so equal is enough.
-        return np.flatnonzero((close & (self.decimals >= decimals)) | (gap < 1e-9))
-
-
-_EXACT = 99
+    def fitting(self, wanted, is_exact):
+        """Places of the numbers that round to those `wanted`, or equal them, one after another."""
+        starts = np.ones(max(len(self.values) - len(wanted) + 1, 0), bool)
+        for i, (value, decimals) in enumerate(wanted):
+            gap = np.abs(self.values - value)
+            rounds = gap <= (0.5 + 1e-6) * 10.0**-decimals
+            # "0.4" may be a number with the last zero dropped, so equal is enough.
+            fits = (gap < 1e-9) | (rounds & (self.decimals >= decimals) & (not is_exact))
+            starts &= fits[i : i + len(starts)]
+        return [self.places[i] for i in np.flatnonzero(starts)]
 
 
 def written(text):
@@ -114,34 +126,34 @@ def written(text):
     Returns
     -------
     list of _Written
-        A number in a list or a range takes the percent sign of the last one.
     """
     found = []
     for match in _NUMBER.finditer(text):
         before = text[match.start() - 1 : match.start()] if match.start() else ""
-        if before and (before.isalnum() or before in "_/^") and not match["word"]:
-            # "3-5" is a range: the dash is no sign. Anything else glued to letters is a name.
-            if not (match["sign"] and before.isdigit()):
-                continue
+        # "3-5" is a range: the dash is no sign. Anything else glued to letters is a name.
+        is_range = bool(match["sign"]) and before.isdigit()
+        is_glued = bool(before) and (before.isalnum() or before in "_/^") and not match["word"]
+        if is_glued and not is_range:
+            continue
         digits = match["digits"].replace(",", "") + (match["power"] or "")
         shown = len(match["digits"].partition(".")[2]) - int((match["power"] or "e0")[1:])
         value, decimals = float(digits), max(shown, 0)
         if match["below"]:
             value, decimals = value / max(int(match["below"]), 1), 2
-        is_range = bool(match["sign"]) and before.isdigit()
         is_signed = bool(match["sign"] or match["word"]) and not is_range
         if is_signed and (match["sign"] in ("-", "−") or match["word"] == "minus"):
             value = -value
         found.append(
             _Written(
-                *(match.start(), match.end(), match[0].strip(), value, decimals),
-                *(is_signed, bool(match["unit"])),
+                start=match.start() + is_range,
+                end=match.end(),
+                text=match[0][is_range:].strip(),
+                value=value,
+                decimals=decimals,
+                is_signed=is_signed,
+                is_share=bool(match["unit"]),
             )
         )
-    for i in range(len(found) - 2, -1, -1):
-        one, after = found[i : i + 2]
-        if after.is_share and not one.is_share and _BETWEEN.fullmatch(text[one.end : after.start]):
-            found[i] = _Written(**{**vars(one), "is_share": True})
     return found
 
 
@@ -178,15 +190,13 @@ def audit(project, name):
         if cell.cell_type != "markdown":
             continue
         text = prose(cell.source)
-        for one in written(text):
-            found.append(
-                Number(
-                    cell=number,
-                    text=one.text,
-                    around=_around(cell.source, one),
-                    source=_source(one, _nearest(sources, number)),
-                )
-            )
+        groups = _nearest(sources, number)
+        for run in _runs(written(text), text):
+            together = _source(run, groups)
+            for one in run:
+                # The three of an estimate fit alone only: they may come from different places.
+                source, is_near = together if together[0] else (_source([one], groups)[0], False)
+                found.append(Number(number, one.text, _around(cell.source, one), source, is_near))
     return found
 
 
@@ -206,8 +216,8 @@ def _sources(project, name, notebook):
         if cell.cell_type != "code":
             continue
         code_number += 1
-        tree, *_ = code_trees(type(notebook)(cells=[cell]))
-        drawn_in |= dict.fromkeys(figure_names(type(notebook)(cells=[cell])), number)
+        tree, *_ = code_trees(nbformat.v4.new_notebook(cells=[cell]))
+        drawn_in |= dict.fromkeys(figure_names(nbformat.v4.new_notebook(cells=[cell])), number)
         text = "\n".join(_texts(cell))
         place = f"output of code cell {code_number}"
         numbers = (_plain(one) for one in written(text))
@@ -245,12 +255,21 @@ def _plain(one):
 
 
 def _leaves(value, path):
+    """(path, number) of all in nested data; tables by row, with the texts that name it."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}")
+        columns = list(value.values())
+        lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
+        if len(columns) > 1 and len(lengths) == 1 and lengths != {-1}:
+            for row in zip(*columns, strict=True):
+                name = ", ".join(item for item in row if isinstance(item, str))
+                for key, item in zip(value, row, strict=True):
+                    yield from _leaves(item, f"{path}.{key}" + (f" ({name})" if name else ""))
+        else:
+            for key, item in value.items():
+                yield from _leaves(item, f"{path}.{key}")
     elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{i}]")
+        for item in value:
+            yield from _leaves(item, path)
     elif type(value) in (int, float):
         yield path, value
 
@@ -275,40 +294,65 @@ def _of_rules(ledger):
                 yield *_plain(one), f"claim {claim.id}, {key}"
 
 
-_ORDER = ("output", "claim", "parameter", "figure", "rule", "code")
-
-
 def _nearest(sources, number):
-    """Groups in the order in which they are asked: those around a text cell first, then by kind."""
-    near = 3  # cells: the code that a text introduces or reads
+    """(kind, whether it is near, group) in the order in which they are asked, for a text cell."""
 
-    def key(source):
+    def rank(source):
         kind, cell, _ = source
-        distance = near + 1 if cell is None else abs(cell - number)
-        is_far = distance > near and kind in ("output", "figure", "code")
+        distance = _NEAR + 1 if cell is None else abs(cell - number)
+        if number == 1:  # what it sums up is anywhere
+            return kind in ("rule", "code"), _SUMMARY.index(kind), distance
+        is_far = kind in ("rule", "code") or (kind in ("output", "figure") and distance > _NEAR)
         return is_far, _ORDER.index(kind), distance
 
-    return sorted(sources, key=key)
+    ranked = sorted(((rank(source), source) for source in sources), key=lambda one: one[0])
+    return [(kind, not is_far, group) for (is_far, _, _), (kind, _, group) in ranked]
 
 
-def _source(one, sources):
-    """The first source that fits, how many others do, and what was left out of the number."""
-    for flipped in (False, True) if not one.is_signed else (False,):
-        for is_exact in (True, False):
-            fits = []
-            for kind, _, group in sources:
-                for value, decimals in one.readings():
-                    # A small whole number is near some of the many numbers of any figure.
-                    if not is_exact and not decimals and kind == "figure" and abs(value) < 10:
-                        continue
-                    value = -value if flipped else value
-                    fits += [group.places[i] for i in group.fitting(value, decimals, is_exact)]
-            # A decimal that equals a source by chance is no better than one that rounds to it.
-            if fits and not (is_exact and one.decimals):
-                places = list(dict.fromkeys(fits))
+def _runs(found, text):
+    """The numbers of a text one by one, but an estimate with its interval, `1.2 [1.1, 1.3]`.
+
+    A number in a list or a range takes the percent sign of the last one.
+    """
+    for i in range(len(found) - 2, -1, -1):
+        one, after = found[i : i + 2]
+        if after.is_share and not one.is_share and _BETWEEN.fullmatch(text[one.end : after.start]):
+            found[i] = replace(one, is_share=True)
+    i = 0
+    while i < len(found):
+        run = found[i : i + 3]
+        between = [text[a.end : b.start] for a, b in pairwise(run)]
+        last = re.match(r"\](\s?%)?", text[run[-1].end :])
+        if len(run) == 3 and re.fullmatch(r"\s*\[ *,\s*", " ".join(between)) and last:
+            share = bool(last[1]) or any(one.is_share for one in run)
+            run = [replace(one, is_share=share) for one in run]
+        else:
+            run = run[:1]
+        yield run
+        i += len(run)
+
+
+def _source(run, groups):
+    """What fits some numbers first, with how much else does, and whether it is near."""
+    is_fixed = len(run) > 1 or run[0].is_signed or not run[0].value
+    readings = list(zip(*(one.readings() for one in run), strict=True))
+    for sign, near, wanted in product((1,) if is_fixed else (1, -1), (True, False), readings):
+        wanted = [(sign * value, decimals) for value, decimals in wanted]
+        counts = not any(decimals for _, decimals in wanted)
+        # A whole number is rather one that is counted than one that is rounded. A small one is
+        # near some of the many numbers of any figure.
+        is_small = counts and abs(wanted[0][0]) < 10
+        for is_exact in (True, False) if counts else (False,):
+            places = [
+                place
+                for kind, is_near, group in groups
+                if is_near == near and (is_exact or not is_small or kind in ("output", "claim"))
+                for place in group.fitting(wanted, is_exact)
+            ]
+            if places := list(dict.fromkeys(places)):
                 more = f" (or {len(places) - 1} more)" if len(places) > 1 else ""
-                return places[0] + (", without its minus" if flipped else "") + more
-    return None
+                return places[0] + ", which is negative" * (sign < 0) + more, near
+    return None, False
 
 
 def listing(name, found):
@@ -324,12 +368,18 @@ def listing(name, found):
     -------
     str
     """
-    without = [number for number in found if number.source is None]
-    lines = [
-        f"{name}: {len(found)} numbers in the text, {len(found) - len(without)} with a source, "
-        f"{len(without)} without"
-    ]
-    lines += [f"  cell {n.cell:>2}  {n.text:>10}  {n.source}" for n in found if n.source]
-    lines += ["without a source:"] if without else []
-    lines += [f"  cell {n.cell:>2}  {n.text:>10}  {n.around}" for n in without]
+    parts = {
+        "without a source": [n for n in found if n.source is None],
+        "with a source far from the text only, by chance perhaps": [
+            n for n in found if n.source and not n.is_near
+        ],
+        "with a source": [n for n in found if n.is_near],
+    }
+    counts = ", ".join(f"{len(part)} {what}" for what, part in parts.items())
+    lines = [f"{name}: {len(found)} numbers in the text, {counts}"]
+    for what, part in parts.items():
+        lines += [f"\n{what}:"] if part else []
+        for n in part:
+            lines.append(f"  cell {n.cell:>2}  {n.text:>8}  {n.source or n.around}")
+            lines += [f"{n.around:>{len(n.around) + 20}}"] * bool(n.source and not n.is_near)
     return "\n".join(lines)
