@@ -27,6 +27,11 @@ endif
 # Kernels start in the notebook's folder and must find the package wherever it is not installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# A relative cache is meant from here, too.
+ifneq ($(XAIUTILS_CACHE),)
+export XAIUTILS_CACHE := $(if $(filter /% ~%,$(XAIUTILS_CACHE)),,$(CURDIR)/)$(XAIUTILS_CACHE)
+endif
+
 # The longest first: with -j none of them is left to the end.
 LONGEST := 01_adversarial_audio 03_fidelity
 FOUND := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
@@ -72,7 +77,7 @@ build/.fetched: data/assets.toml | $(STAMP)
 # The target exists in a fresh clone; the executed copies make it old.
 figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
   notebooks/headlines.toml | $(STAMP)
-	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.companion.readme
 
 test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
@@ -84,7 +89,7 @@ verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
-	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.companion.readme
 
 $(UPDATES): update-%: | $(STAMP)
@@ -98,7 +103,7 @@ bench: | $(STAMP) ## measure speed and accuracy ratios, write build/bench.json (
 	$(PYTHON) -m pytest -s -m benchmark tests/benchmarks
 
 claims: | $(STAMP) ## write figures/CLAIMS.md and README's results from the last runs (seconds)
-	$(PYTHON) -m xaiutils.companion.claims
+	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.companion.readme
 
 lint: | $(STAMP) ## check style and format (seconds)

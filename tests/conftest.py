@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from xaiutils.companion import notebooks
+from xaiutils.companion import notebooks, provenance, results
 
 PARAMETERS = """\
 n: int = 3  # points drawn
@@ -52,3 +52,22 @@ def make_project(tmp_path):
         return notebooks.Project(tmp_path)
 
     return make
+
+
+@pytest.fixture
+def write_results():
+    """Function that writes sealed results of `tiny`, as a run of the notebook as it is would."""
+
+    def write(project, name="claims", **content):
+        folder = project.figures("default", "tiny")
+        if name != "claims":
+            png = content.pop("png", b"a picture")
+            provenance.write(folder / f"{name}.png", png)
+            content = {"figure": name, "alt": "A line " * 9, "data": {"y": [0.0]}} | content
+            content[results.PICTURE] = results.picture_hash(png)
+        hashes = {**provenance.of_notebook(project, "tiny"), "assets": {}}
+        stamp = {"notebook": "tiny", "profile": "default", "parameters": {}, "hashes": hashes}
+        provenance.write(folder / f"{name}.json", results.sealed(stamp | content))
+        return folder / f"{name}.json"
+
+    return write

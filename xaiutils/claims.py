@@ -1,8 +1,8 @@
-"""`python -m xaiutils.claims`: see `xaiutils.companion.claims`."""
+"""`python -m xaiutils.claims`: see `xaiutils.companion.ledger`."""
 
 import sys
 
-from xaiutils.companion.claims import main
+from xaiutils.companion.ledger import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ from xaiutils.classifiers import digits, trained
 def folders(tmp_path, monkeypatch):
     """A committed folder and a cache that are both empty."""
     monkeypatch.setattr(trained, "COMMITTED", tmp_path / "committed")
+    monkeypatch.setattr(trained, "JOURNAL", tmp_path / "build" / "retrained.txt")
     monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "committed").mkdir()
     return tmp_path / "committed", tmp_path / "cache" / "trained"
@@ -274,6 +275,25 @@ def test_an_interrupted_retraining_goes_on_where_it_was(folders, monkeypatch, ca
     assert "toy: made before the interruption" in capsys.readouterr().out
     trained.main([])
     assert (first.calls, second.calls) == (2, 3)
+
+
+def test_a_clone_that_shares_the_cache_retrains_for_itself(folders, tmp_path, monkeypatch):
+    first, second = Trainer(1.0), Trainer(2.0)
+    found = [recipe(first), recipe(second, name="other")]
+    monkeypatch.setattr(trained, "registered", lambda: found)
+    monkeypatch.setattr(found[1].train, "value", "not a number")
+    with pytest.raises(TypeError):
+        trained.main([])  # interrupted after the first model
+    assert trained.JOURNAL.read_text() == f"toy-{'a' * 12}.safetensors\n"
+    monkeypatch.setattr(found[1].train, "value", 2.0)
+    monkeypatch.setattr(trained, "JOURNAL", tmp_path / "clone" / "build" / "retrained.txt")
+    trained.main([])
+    assert first.calls == 2
+
+
+def test_the_journal_lies_in_the_clone_whatever_the_cache():
+    clone = trained.COMMITTED.parents[1]
+    assert clone in trained.JOURNAL.parents
 
 
 def test_command_line_refuses_unknown_models(folders, capsys):

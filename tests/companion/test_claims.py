@@ -1,9 +1,10 @@
 """The ledger: the rule gives the verdict, and only well-formed claims and records are taken."""
 
 import json
+import shutil
 
 import pytest
-from conftest import CLAIM, FIGURE
+from conftest import CLAIM
 
 from xaiutils import intervals
 from xaiutils.companion import claims, provenance
@@ -21,6 +22,7 @@ SECOND = CLAIM.replace('"rises"', '"second"').replace("published = 1.0\n", "")
 def project(make_project, monkeypatch):
     """Project with three claims, two of the running notebook `tiny`."""
     project = make_project(ledger=CLAIM + OTHER + SECOND)
+    shutil.copy(project.notebook("tiny"), project.root / "notebooks" / "tony.ipynb")
     run = provenance.Run(
         root=str(project.root),
         notebook="tiny",
@@ -155,20 +157,46 @@ def test_table_cells_survive_pipes_and_line_breaks(make_project, monkeypatch):
         ('id = "rises"', 'id = "Ri ses"', "id must match"),
         ("paper = 2", "paper = 6", "paper must be"),
         ('source = "Figure 1"', 'source = ""', "must be text"),
+        ('id = "rises"', "id = 5", "id must match"),
+        ("paper = 2", "paper = true", "paper must be"),
+        ("paper = 2", "paper = [2]", "paper must be"),
         ("published = 1.0", "published = [1]", "published must be"),
+        ("published = 1.0", "published = nan", "published must be"),
+        ("published = 1.0", "published = true", "published must be"),
         ("published = 1.0", "publishd = 1.0", "publishd"),
         ("published = 1.0", 'figure = "../line"', "figure must be"),
         ('statement = "The line rises."\n', "", "statement"),
         ('kind = "above"', 'kind = "over"', "rule must be"),
         ("threshold = 0.5", "low = 0.5", "rule must be"),
-        ("threshold = 0.5", 'threshold = "0.5"', "rule must be"),
+        ("threshold = 0.5", 'threshold = "0.5"', "bounds of the rule"),
+        ("threshold = 0.5", "threshold = nan", "bounds of the rule"),
+        ("threshold = 0.5", "threshold = true", "bounds of the rule"),
+        ("threshold = 0.5", "threshold = -inf", "bounds of the rule"),
+        ('"above", threshold = 0.5', '"between", low = 1, high = 0.5', "low at most high"),
+        ('"above", threshold = 0.5', '"between", low = 0, high = nan', "bounds of the rule"),
+        ('kind = "above"', 'kind = ["above"]', "rule must be"),
+        ("published = 1.0", 'figure = "claims"', "figure must be"),
+        ("[[claim]]", "[[claims]]", r"claims is not allowed; allowed: \[\[claim\]\]"),
+        ("[[claim]]", "[claim]", "must be a list of tables"),
+        ("[[claim]]", "[[claim]", r"claims.toml is no TOML \(.*line 1"),
+        ('notebook = "tiny"', 'notebook = "tony"', "no notebook 'tony'; allowed: tiny"),
         (', text = "slope above 0.5"', "", "rule must be"),
     ],
 )
 def test_ledger_takes_only_well_formed_claims(tmp_path, old, new, message):
     assert old in CLAIM
+    (tmp_path / "tiny.ipynb").touch()
     (tmp_path / "claims.toml").write_text(CLAIM.replace(old, new))
-    with pytest.raises(ProjectError, match=message):
+    with pytest.raises(ProjectError, match=message) as error:
+        claims.load(tmp_path / "claims.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_ledger_that_is_not_there_or_no_text_is_named(tmp_path):
+    with pytest.raises(ProjectError, match=r"claims\.toml cannot be read"):
+        claims.load(tmp_path / "claims.toml")
+    (tmp_path / "claims.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ProjectError, match=r"claims\.toml cannot be read"):
         claims.load(tmp_path / "claims.toml")
 
 
@@ -176,45 +204,3 @@ def test_ledger_ids_are_unique(tmp_path):
     (tmp_path / "claims.toml").write_text(CLAIM + CLAIM)
     with pytest.raises(ProjectError, match="twice"):
         claims.load(tmp_path / "claims.toml")
-
-
-def test_summary_counts_first_then_a_table_per_paper(project, capsys):
-    claims.record("rises", 0.2, 0.1, 0.3, n=20)
-    claims.main(project)
-    text = (project.root / "figures" / "CLAIMS.md").read_text()
-    assert "| holds | 0 |\n| fails | 1 |\n| inconclusive | 0 |\n| not run | 2 |\n" in text
-    first, second = text.split("## Paper 2")[1].split("## Paper 3")
-    assert "[tiny](../notebooks/tiny.ipynb)" in first
-    link = "[notebook tiny](../notebooks/tiny.ipynb)"
-    assert f"| 0.2 [0.1, 0.3]<br>{link} | 20 | **fails** |" in first
-    assert "`falls`" not in first
-    # Its notebook does not exist: nothing leads there.
-    assert "`falls`" in second
-    assert "Measured in tony." in second
-    assert "tony.ipynb" not in second
-    assert "Older than the code" not in text
-
-
-def test_summary_judges_by_the_rule_of_today_and_names_old_records(project):
-    claims.record("rises", 0.2, 0.1, 0.3, n=20)
-    notebook = project.notebook("tiny")
-    notebook.write_text(notebook.read_text().replace("points drawn", "points"))
-    project.ledger.write_text(CLAIM.replace("threshold = 0.5", "threshold = 0.05"))
-    text = claims.summary(project)
-    assert "| holds | 1 |" in text
-    assert "Older than the code (run `make figures`): tiny." in text
-
-
-def test_summary_leads_to_the_figure_and_to_what_is_said_across_the_papers(make_project):
-    ledger = CLAIM.replace("paper = 2", 'paper = 5\nfigure = "line"')
-    project = make_project(FIGURE, ledger=ledger)
-    section = claims.summary(project).split("\n## Across the four papers (this companion)\n")[1]
-    links = "[notebook tiny](../notebooks/tiny.ipynb) · [line](tiny/line.png)"
-    assert f"| no record yet<br>{links} | – | **not run** |" in section
-
-
-def test_a_figure_that_the_notebook_does_not_draw_is_refused(make_project, capsys):
-    project = make_project(FIGURE, ledger=CLAIM + 'figure = "lines"\n')
-    assert claims.main(project) == 2
-    message = "claim 'rises': tiny draws no figure 'lines'; allowed: line"
-    assert message in capsys.readouterr().err

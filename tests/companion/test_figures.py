@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from xaiutils.companion import figures, provenance
+from xaiutils.companion import figures, provenance, results
 
 ALT = "Accuracy against the share of masked pixels, falling from 0.9 to 0.1."
 
@@ -58,6 +58,11 @@ def test_three_files_with_the_numbers_and_all_they_depend_on(folder, monkeypatch
     assert sorted(p.name for p in folder.iterdir()) == ["curve.json", "curve.pdf", "curve.png"]
     record = json.loads((folder / "curve.json").read_text())
     versions = record.pop("versions")
+    assert (
+        record.pop("sha256")
+        == json.loads(results.sealed(record | {"versions": versions}))["sha256"]
+    )
+    assert record.pop("png_sha256") == results.picture_hash((folder / "curve.png").read_bytes())
     assert versions["numpy"] == np.__version__
     assert versions["python"] == "{}.{}.{}".format(*sys.version_info)
     assert record == {

@@ -1,11 +1,10 @@
 """The committed ledger: nothing missing, nothing typed, nothing old."""
 
 import ast
-import json
 
 import pytest
 
-from xaiutils.companion import claims, notebooks, provenance
+from xaiutils.companion import claims, ledger, notebooks, provenance, results
 from xaiutils.data import assets
 
 PROJECT = notebooks.Project(provenance.ROOT)
@@ -129,28 +128,28 @@ def test_measured_numbers_are_no_typed_ones():
 @each_notebook
 def test_records_and_figures_come_from_the_notebook_and_package_as_they_are(name):
     defaults = {k: p.default for k, p in notebooks.parameters(PROJECT.read(name)).items()}
-    files = sorted(PROJECT.figures("default", name).glob("*.json"))
-    assert "claims" in {path.stem for path in files}, "run make notebooks"
-    for path in files:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        assert (record["notebook"], record["profile"]) == (name, "default"), path.stem
-        assert record["parameters"] == defaults, f"{path.stem}: run make notebooks"
-        assert set(record["hashes"]) == {"notebook", "package", "requirements.lock", "assets"}
-        assert record["hashes"]["assets"].items() <= assets.hashes().items(), path.stem
+    found = results.of_notebook(PROJECT, name)
+    assert "claims" in found, "run make notebooks"
+    for stem, record in found.items():
+        assert record["parameters"] == defaults, f"{stem}: run make notebooks"
+        assert record["hashes"]["assets"].items() <= assets.hashes().items(), stem
         assert provenance.is_current(record["hashes"], PROJECT, name), (
-            f"{path.stem} is older than the code: run make notebooks"
+            f"{stem} is older than the code: run make notebooks"
         )
 
 
 @each_notebook
-def test_a_record_holds_numbers_or_a_reason(name):
-    content = provenance.read_json(PROJECT.figures("default", name) / "claims.json")
-    for key, found in content["claims"].items():
-        numbers = {"verdict", "value", "low", "high", "n", "unit"}
-        assert set(found) in (numbers, {"verdict", "reason"}), key
+def test_a_record_says_the_verdict_and_the_cell_that_measured_it(name):
+    cells = [cell for cell in PROJECT.read(name).cells if cell.cell_type == "code"]
+    for key, found in results.records(results.of_notebook(PROJECT, name)).items():
         assert found["verdict"] == claims.verdict_of(claims.load(PROJECT.ledger)[key], found), key
+        assert "claims." in cells[found["cell"] - 1].source, key
 
 
 def test_the_table_of_claims_is_that_of_the_records():
     text = (PROJECT.root / "figures" / "CLAIMS.md").read_text(encoding="utf-8")
-    assert text == claims.summary(PROJECT), "run make claims"
+    assert text == ledger.summary(PROJECT), "run make claims"
+
+
+def test_every_result_is_there_and_current():
+    assert ledger.stale(PROJECT) == "", "run make notebooks"

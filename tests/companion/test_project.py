@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from xaiutils.companion import claims, notebooks, provenance
+from xaiutils.companion import claims, notebooks, provenance, results
 
 PROJECT = notebooks.Project(provenance.ROOT)
 NAMES = PROJECT.names()
@@ -17,11 +17,6 @@ each_notebook = pytest.mark.parametrize("name", NAMES)
 
 def code(name):
     return [node for tree in notebooks.code_trees(PROJECT.read(name)) for node in ast.walk(tree)]
-
-
-def figure_records(name):
-    folder = PROJECT.figures("default", name)
-    return {p.stem: p for p in folder.glob("*.json") if p.stem != "claims"}
 
 
 def test_conda_and_pip_get_the_same_pins():
@@ -82,7 +77,7 @@ def test_notebook_is_clean(name):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert path.stat().st_size <= 1.5e6
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
-    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info", "xaiutils"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     for cell in notebook["cells"]:
         assert set(cell["metadata"]) <= {"tags"}, cell["id"]
@@ -96,6 +91,12 @@ def test_notebook_is_clean(name):
 def test_notebook_was_run_from_top_to_bottom(name):
     cells = [c for c in PROJECT.read(name).cells if c.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@each_notebook
+def test_code_and_outputs_of_a_notebook_are_those_of_one_run(name):
+    notebook = PROJECT.read(name)
+    assert notebook.metadata["xaiutils"] == {"sha256": results.notebook_seal(notebook)}
 
 
 @each_notebook
@@ -131,21 +132,12 @@ def test_notebook_has_a_check_cell_with_output(name):
 
 @each_notebook
 def test_committed_figures_are_those_the_notebook_draws(name):
-    records = figure_records(name)
-    assert set(records) == set(notebooks.figure_names(PROJECT.read(name)))
-    now = provenance.input_hashes(PROJECT.root, PROJECT.read(name))["notebook"]
-    defaults = {k: p.default for k, p in notebooks.parameters(PROJECT.read(name)).items()}
-    for stem, path in records.items():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        assert path.with_suffix(".png").exists()
-        assert len(record["alt"]) >= 40, stem
-        assert record["profile"] == "default"
-        assert record["parameters"] == defaults, f"{stem}: run make figures"
-        assert record["hashes"]["notebook"] == now, f"{stem}: run make figures"
+    found = results.of_notebook(PROJECT, name)
+    assert set(found) - {"claims"} == set(notebooks.figure_names(PROJECT.read(name)))
+    assert all(len(record["alt"]) >= 40 for stem, record in found.items() if stem != "claims")
 
 
 @each_notebook
 def test_every_claim_of_a_notebook_has_a_record(name):
     own = {c.id for c in claims.load(PROJECT.ledger).values() if c.notebook == name}
-    records = provenance.read_json(PROJECT.figures("default", name) / "claims.json")
-    assert set((records or {"claims": {}})["claims"]) == own
+    assert set(results.records(results.of_notebook(PROJECT, name))) == own

@@ -11,7 +11,7 @@ import pytest
 from conftest import CLAIM, FIGURE
 from PIL import Image
 
-from xaiutils.companion import claims, provenance, readme
+from xaiutils.companion import ledger, provenance, readme
 from xaiutils.companion.notebooks import Project, ProjectError
 from xaiutils.data import assets
 
@@ -28,13 +28,11 @@ TEXT = f"# Title\n\n{readme.FIRST}\nold\n{readme.LAST}\n\nEnd.\n"
 
 
 @pytest.fixture
-def project(make_project):
+def project(make_project, write_results):
     """A project with a figure, a claim with a record, and a README."""
     project = make_project(FIGURE, ledger=CLAIM)
     record = {"verdict": "fails", "value": 0.7, "low": 0.6, "high": 0.8, "n": 20, "unit": ""}
-    content = {"hashes": {}, "claims": {"rises": record}}
-    path = project.figures("default", "tiny") / "claims.json"
-    provenance.write(path, provenance.dumps(content).encode())
+    write_results(project, claims={"rises": record})
     (project.root / "README.md").write_text(TEXT)
     return project
 
@@ -68,15 +66,15 @@ def test_a_headline_takes_its_numbers_and_verdict_from_the_ledger(project):
 
 
 @pytest.mark.parametrize("without", ["headline", "record", "number", "file"])
-def test_a_notebook_without_headline_or_record_has_no_number(project, without):
-    write(project, HEADLINE if without in ("record", "number") else "[other]\nclaim = 'x'\n")
+def test_a_notebook_without_headline_or_record_has_no_number(project, write_results, without):
+    write(project, HEADLINE if without in ("record", "number") else "[tiny]\n")
     records = project.figures("default", "tiny") / "claims.json"
     if without == "file":
         (project.root / "notebooks" / "headlines.toml").unlink()
     if without == "record":
         records.unlink()
     if without == "number":
-        records.write_text('{"hashes": {}, "claims": {"rises": {"reason": "no data"}}}')
+        write_results(project, claims={"rises": {"verdict": "not run", "reason": "no data"}})
     (line,) = [n for n in readme.block(project).splitlines() if n.startswith("| [tiny]")]
     assert line.endswith("| – |")
     assert ("Doe 2021" in line) == (without in ("record", "number"))
@@ -92,6 +90,12 @@ def test_a_notebook_without_headline_or_record_has_no_number(project, without):
         ("{n}", "{m}", "cannot be filled: KeyError"),
         ("{n}", "{}", "cannot be filled: IndexError"),
         ("{n}", "{n:!}", "cannot be filled: ValueError"),
+        ("{n}", "{n.real.x}", "cannot be filled: AttributeError"),
+        ("{n}", "{unit:.2f}", "cannot be filled: ValueError"),
+        ("minutes = 3", "minutes = 0", "minutes = 0; allowed: 1 or more"),
+        ("minutes = 3", "minutes = true", "minutes = True; allowed"),
+        ('["line"]', '["../line"]', r"no figure '\.\./line'; allowed: line"),
+        ('["line"]', '[["line"]]', r"no figure \['line'\]"),
     ],
 )
 def test_headlines_take_only_what_there_is(project, capsys, old, new, message):
@@ -102,6 +106,23 @@ def test_headlines_take_only_what_there_is(project, capsys, old, new, message):
     assert (project.root / "README.md").read_text() == TEXT
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADLINE + "[other]\n", r"headlines\.toml: \[other\] names no notebook; allowed: tiny"),
+        ("tiny = 3\n", r"headlines\.toml: tiny = 3 must be a table"),
+        ("[tiny\n", r"headlines\.toml is no TOML \("),
+    ],
+)
+def test_damaged_headlines_are_named_and_nothing_is_written(project, capsys, text, message):
+    write(project, text)
+    assert readme.main(project) == 2
+    shown = capsys.readouterr().err
+    assert re.search(message, shown)
+    assert shown.count("\n") == 1
+    assert (project.root / "README.md").read_text() == TEXT
+
+
 @pytest.mark.parametrize("text", [TEXT.replace(readme.LAST, ""), TEXT + TEXT, "# Title\n"])
 def test_the_marks_must_be_there_once(project, text):
     (project.root / "README.md").write_text(text)
@@ -109,10 +130,17 @@ def test_the_marks_must_be_there_once(project, text):
         readme.updated(project)
 
 
+def test_an_interval_that_is_not_defined_is_no_error(project, write_results):
+    one = {"verdict": "holds", "value": 0.7, "low": None, "high": None, "n": 1, "unit": ""}
+    write_results(project, claims={"rises": one})
+    write(project, HEADLINE)
+    assert "Slope, n = 1: 70 % [nan, nan]: **inconclusive**" in readme.block(project)
+
+
 def test_every_committed_headline_names_a_claim_of_the_ledger():
     root = Project(provenance.ROOT)
     found = readme.headlines(root)
-    records = {key: record for key, (_, record) in claims.results(root).items()}
+    records = {key: record for key, (_, record) in ledger.measured(root).items()}
     assert {name for name, h in found.items() if h.claim} == set(found)
     for headline in found.values():
         assert bool(headline.measured) == ("value" in (records[headline.claim] or {}))

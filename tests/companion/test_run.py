@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
 
-from xaiutils.companion import kernel, notebooks, provenance, run, runner
+from xaiutils.companion import kernel, notebooks, provenance, results, run, runner
 from xaiutils.companion.notebooks import ProjectError
 
 ALT = "A line " * 9
@@ -169,6 +169,7 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     ran = nbformat.reads(first["copy"].decode(), as_version=4)
     assert ran.cells[3].outputs[0].text == f"{sys.executable} {project.root / 'notebooks'}\n"
     assert ran.metadata.xaiutils.profile == "default"
+    assert json.loads(first["claims.json"])["claims"]["rises"]["cell"] == 3
 
     assert run.main(["--update", "tiny"], project) == 0
     assert {**files(figures), "copy": copy.read_bytes()} == first
@@ -178,7 +179,8 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     assert shown.cells[1].outputs[0].metadata["image/png"]["alt"] == ALT.strip()
     assert "'holds'" in shown.cells[2].outputs[0].data["text/plain"]
     assert [output.name for output in shown.cells[3].outputs] == ["stdout"]
-    assert set(shown.metadata) == {"kernelspec", "language_info"}
+    assert set(shown.metadata) == {"kernelspec", "language_info", "xaiutils"}
+    assert shown.metadata.xaiutils == {"sha256": results.notebook_seal(shown)}
     assert copy.stat().st_mtime >= project.notebook("tiny").stat().st_mtime
 
 

@@ -2,14 +2,13 @@
 
 import base64
 import copy
-import json
 import struct
 from collections import Counter
 
 import nbformat
 import pytest
 
-from xaiutils.companion import readme
+from xaiutils.companion import ledger, provenance, readme, results
 from xaiutils.companion.notebooks import ProjectError
 from xaiutils.companion.provenance import ROOT
 from xaiutils.companion.site import collect
@@ -27,7 +26,7 @@ def picture(alt=ALT):
 
 
 @pytest.fixture
-def tiny(make_project):
+def tiny(make_project, write_results):
     """A project with one executed notebook: one figure, one cell without."""
     project = make_project('figures.savefig("line", fig, data=d, alt=a)', "print(1)")
     notebook = project.read("tiny")
@@ -35,9 +34,7 @@ def tiny(make_project):
     table = f"# Lines\n\n| | figure | question |\n|:--|:--|:--|\n{row}"
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(table))
     notebook.cells[2].outputs = [picture()]
-    record = project.figures("default", "tiny") / "line.json"
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"alt": ALT}))
+    write_results(project, "line", png=PNG, alt=ALT)
     return project, notebook
 
 
@@ -66,8 +63,28 @@ def test_another_alt_than_that_of_the_record_is_refused(tiny):
 
 def test_a_figure_without_record_is_refused(tiny):
     project, notebook = tiny
-    (project.figures("default", "tiny") / "line.json").unlink()
-    with pytest.raises(ProjectError, match=r"line\.json says None"):
+    for suffix in (".json", ".png"):
+        (project.figures("default", "tiny") / f"line{suffix}").unlink()
+    with pytest.raises(ProjectError, match=r"tiny, cell 3: there is no line\.json"):
+        collect.take_figures(project, "tiny", notebook)
+
+
+@pytest.mark.parametrize("content", [PNG + b"!", b"", None])
+def test_another_picture_than_that_of_the_record_is_refused(tiny, content):
+    project, notebook = tiny
+    shown = picture()
+    shown.data = {"image/png": base64.b64encode(content).decode()} if content is not None else {}
+    shown.data["image/svg+xml"] = "<svg/>"
+    notebook.cells[2].outputs = [shown]
+    with pytest.raises(ProjectError, match=r"cell 3: the picture 'line' is not that of line\.json"):
+        collect.take_figures(project, "tiny", notebook)
+
+
+def test_a_damaged_record_is_refused(tiny):
+    project, notebook = tiny
+    path = project.figures("default", "tiny") / "line.json"
+    path.write_text(path.read_text().replace("0.0", "0.1"))
+    with pytest.raises(ProjectError, match=r"line\.json is not as it was written"):
         collect.take_figures(project, "tiny", notebook)
 
 
@@ -127,6 +144,7 @@ def test_code_is_folded_and_players_are_named(tiny):
 def test_a_page_has_a_short_label():
     assert collect.Page("02_lime_limit", None, []).label == "2 LIME limit"
     assert collect.Page("01_adversarial_audio", None, []).label == "1 Adversarial audio"
+    assert collect.Page("tiny", None, []).label == "Tiny"
 
 
 def test_a_paper_is_cited_as_text_and_bibtex():
@@ -161,6 +179,65 @@ def test_the_start_page_shows_chosen_figures_and_the_headline(tiny, monkeypatch)
     assert "[Read it, with all 2 figures and the code](1_tiny.ipynb)" in shown
     assert "3 claims" in shown
     assert "Not this" not in shown
+
+
+@pytest.fixture
+def whole(tiny, monkeypatch):
+    """All of a project that the pages are made of, as its last run left it."""
+    project, notebook = tiny
+    for count, cell in enumerate(notebook.cells[1:], start=1):
+        cell.execution_count = count
+    notebook.metadata["xaiutils"] = {"sha256": results.notebook_seal(notebook)}
+    nbformat.write(notebook, project.notebook("tiny"))
+    provenance.write(project.root / "data" / "README.md", b"# Data\n")
+    provenance.write(project.root / "CITATION.cff", (ROOT / "CITATION.cff").read_bytes())
+    marks = f"{readme.FIRST}\n{readme.LAST}"
+    provenance.write(project.root / "README.md", f"# Title\n\n{marks}\n\n## More\n".encode())
+    assert (ledger.main([], project), readme.main(project)) == (0, 0)
+    monkeypatch.setattr(collect, "find_spec", lambda name: name)
+    return project
+
+
+def test_pages_are_made_of_what_the_last_run_left(whole, capsys):
+    notebook = whole.notebook("tiny")
+    notebook.write_text(notebook.read_text().replace("# Lines", "# Two lines"))  # text is free
+    assert collect.main(whole) == 0
+    target = whole.root / "build" / "site-source"
+    assert (target / "extra" / "figures" / "tiny" / "line.png").read_bytes() == PNG
+    assert "Two lines" in (target / "tiny.ipynb").read_text()
+
+
+DAMAGE = {
+    "output": ("notebooks/tiny.ipynb", '"execution_count": 3', '"execution_count": 4'),
+    "code": ("notebooks/tiny.ipynb", "print(1)", "print(2)"),
+    "notebook": ("notebooks/tiny.ipynb", '"cells"', "cells"),
+    "older notebook": ("notebooks/tiny.ipynb", '"sha256"', '"sha"'),
+    "title": ("notebooks/tiny.ipynb", "# Lines", "Lines"),
+    "record": ("figures/tiny/line.json", "Two lines", "Two dots"),
+    "numbers": ("figures/tiny/line.json", "0.0", "0.5"),
+    "ledger": ("figures/CLAIMS.md", "| holds | 0 |", "| holds | 9 |"),
+    "readme": ("README.md", "| **0** |", "| **9** |"),
+    "text": ("figures/CLAIMS.md", "The claims", "Claims"),
+    "rules": ("notebooks/claims.toml", "", "[[claim"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_damaged_or_edited_is_named_and_no_page_is_written(whole, capsys, what):
+    name, old, new = DAMAGE[what]
+    path = whole.root / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new) if old else new)
+    kept = whole.root / "build" / "site-source" / "index.md"
+    provenance.write(kept, b"of an earlier build")
+    capsys.readouterr()
+    assert collect.main(whole) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert path.name in shown or "tiny" in shown
+    assert kept.read_bytes() == b"of an earlier build"
 
 
 def test_missing_packages_are_named_before_anything_is_written(tiny, monkeypatch, capsys):

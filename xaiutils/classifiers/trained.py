@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from xaiutils.data import assets
 
 COMMITTED = assets.DATA / "trained"
+# Names the models that an interrupted `make retrain` has made of this very clone: beside what it
+# made, never in a cache that other clones share.
+JOURNAL = assets.DATA.parent / "build" / "retrained.txt"
 # Each of these modules offers `recipes()`, the models of the default profile. They are named, not
 # imported: they stand on floors above this one.
 MODULES = ("xaiutils.classifiers.digits", "xaiutils.studies.ganmex.models")
@@ -107,19 +110,28 @@ def load_or_train(name: str, build: Build, train: Train, *, key: str) -> nn.Modu
     """
     model = build()
     filename = f"{name}-{key[:12]}.safetensors"
-    folder = assets.cache_folder() / "trained"
     if (COMMITTED / filename).exists():
         _load(model, COMMITTED / filename)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        # One lock per model: training one may load another.
-        with FileLock(folder / f".{filename}.lock"):
-            if (folder / filename).exists():
-                _load(model, folder / filename)
+        with _alone(filename) as cached:
+            if cached.exists():
+                _load(model, cached)
             else:
                 measured = train(model)
-                _save(model, folder / filename, name=name, key=key, **measured)
+                _save(model, cached, name=name, key=key, **measured)
     return model.cpu().eval().requires_grad_(False)
+
+
+@contextmanager
+def _alone(filename: str) -> Iterator[Path]:
+    """Be the only process that trains this model, also among clones that share the cache.
+
+    One lock per model: training one may load another. Yields the model's path in the cache.
+    """
+    folder = assets.cache_folder() / "trained"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{filename}.lock"):
+        yield folder / filename
 
 
 @contextmanager
@@ -162,7 +174,8 @@ def retrain(recipe: Recipe) -> str:
         of the two models' outputs on ``recipe.probe()``.
     """
     model = recipe.build()
-    measured = recipe.train(model)
+    with _alone(recipe.filename):  # a training may keep its state in the cache
+        measured = recipe.train(model)
     report = [f"{recipe.name}: {_listed(measured)}"]
     committed = sorted(COMMITTED.glob(f"{recipe.name}-{'[0-9a-f]' * 12}.safetensors"))
     report += [f"  against {old.name}: {_compare(recipe, model, old)}" for old in committed]
@@ -258,17 +271,16 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in wanted if name not in recipes]:
         parser.error(f"unknown model {unknown[0]!r}; known are {', '.join(recipes)}")
     # Models made before an interruption are not made twice.
-    journal = assets.cache_folder() / "retrained.txt"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    done = journal.read_text().split() if journal.exists() else []
+    JOURNAL.parent.mkdir(parents=True, exist_ok=True)
+    done = JOURNAL.read_text(errors="replace").split() if JOURNAL.exists() else []
     for recipe in (recipes[name] for name in wanted):
         if recipe.filename in done and (COMMITTED / recipe.filename).exists():
             print(f"{recipe.name}: made before the interruption", flush=True)
             continue
         print(retrain(recipe), flush=True)
-        with journal.open("a") as lines:
+        with JOURNAL.open("a") as lines:
             lines.write(f"{recipe.filename}\n")
-    journal.unlink(missing_ok=True)
+    JOURNAL.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

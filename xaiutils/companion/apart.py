@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xaiutils.companion import provenance, runner
-from xaiutils.companion.kernel import RunError
+from xaiutils.companion.kernel import RunError, cache_variable
 from xaiutils.companion.notebooks import Project, ProjectError
 
 STOPPED = 130  # exit code, as of a shell's Ctrl-C
@@ -74,7 +74,7 @@ def run_apart(job, stop, cores=None, poll=0.2):
     start = time.monotonic()
     if stop.is_set():  # before its turn came
         return Outcome(STOPPED, "stopped", 0.0)
-    environment = dict(os.environ)
+    environment = {**os.environ, **cache_variable()}
     if cores:
         for name in _THREADS:
             wanted = os.environ.get(name, "")

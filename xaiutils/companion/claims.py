@@ -1,22 +1,20 @@
-"""The ledger: every claim of the papers, what was measured, and the verdict the rule gives.
+"""The claims of the papers: what a notebook measures for them, and the verdict the rule gives.
 
-``python -m xaiutils.claims`` writes `figures/CLAIMS.md` from the records of the last runs.
+`xaiutils.companion.ledger` sums up the records of all notebooks.
 """
 
 import math
 import re
-import sys
-import tomllib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from IPython import get_ipython
 from IPython.display import Markdown
 
-from xaiutils.companion import provenance
-from xaiutils.companion.notebooks import Project, ProjectError, figure_names
+from xaiutils.companion import provenance, results
+from xaiutils.companion.notebooks import Project, ProjectError, is_figure_name, read_toml
 
-VERDICTS = ("holds", "fails", "inconclusive", "not run")
+VERDICTS = results.VERDICTS
 PAPERS = {
     1: "On the Veracity of Local, Model-agnostic Explanations in Audio Classification",
     2: "What does LIME really see in images?",
@@ -25,7 +23,7 @@ PAPERS = {
     5: "Across the four papers (this companion)",
 }
 _BOUNDS = {"above": {"threshold"}, "below": {"threshold"}, "between": {"low", "high"}}
-_HEADER = """\
+HEADER = """\
 | claim | published | measured | n | verdict | holds if |
 | :-- | :-- | :-- | --: | :-- | :-- |
 """
@@ -68,23 +66,28 @@ class Claim:
 
     def __post_init__(self):
         rule = self.rule if isinstance(self.rule, dict) else {}
-        bounds = _BOUNDS.get(rule.get("kind"), set())
+        bounds = _BOUNDS.get(str(rule.get("kind")), set())
         texts = (self.statement, self.source, self.notebook, rule.get("text"))
+        is_rule = set(rule) == {"kind", "text"} | bounds and bool(bounds)
         problems = {
-            "id must match [a-z0-9_-]+": not re.fullmatch("[a-z0-9_-]+", str(self.id)),
-            f"paper must be one of {list(PAPERS)}": self.paper not in PAPERS,
+            "id must match [a-z0-9_-]+": not re.fullmatch("[a-z0-9_-]+", _text(self.id)),
+            f"paper must be one of {list(PAPERS)}": type(self.paper) is not int
+            or self.paper not in PAPERS,
             "statement, source, notebook and rule.text must be text": not all(
-                isinstance(text, str) and text.strip() for text in texts
+                _text(text).strip() for text in texts
             ),
-            "published must be text or a number": not isinstance(
-                self.published, (str, int, float, type(None))
+            "published must be text or a finite number": not (
+                self.published is None or isinstance(self.published, str) or _finite(self.published)
             ),
             "figure must be the name of a figure": self.figure is not None
-            and not re.fullmatch(r"\w+", str(self.figure)),
+            and not is_figure_name(self.figure),
             "rule must be {kind, threshold, text} with kind above or below, or "
-            "{kind = 'between', low, high, text}": set(rule) != {"kind", "text"} | bounds
-            or not bounds
-            or not all(type(rule[bound]) in (int, float) for bound in bounds),
+            "{kind = 'between', low, high, text}": not is_rule,
+            f"the bounds of the rule must be finite numbers, low at most high, not {rule}": is_rule
+            and not (
+                all(_finite(rule[bound]) for bound in bounds)
+                and rule.get("low", 0) <= rule.get("high", 0)
+            ),
         }
         broken = [text for text, is_broken in problems.items() if is_broken]
         if broken:
@@ -103,13 +106,22 @@ class Claim:
         return "holds" if holds else "fails" if fails else "inconclusive"
 
 
+def _text(value):
+    return value if isinstance(value, str) else ""
+
+
+def _finite(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def load(path):
     """Read the ledger.
 
     Parameters
     ----------
     path : Path
-        TOML file with one table ``[[claim]]`` per claim, keys as in `Claim`.
+        TOML file with one table ``[[claim]]`` per claim, keys as in `Claim`; it lies beside the
+        notebooks.
 
     Returns
     -------
@@ -119,10 +131,19 @@ def load(path):
     Raises
     ------
     ProjectError
-        If an entry lacks a key, has an unknown one, a wrong value or an id that is taken.
+        If the file is damaged or holds anything else, or an entry lacks a key, has an unknown
+        one, a wrong value, an id that is taken or a notebook that does not exist.
     """
+    path = Path(path)
+    tables = read_toml(path)
+    if unknown := sorted(set(tables) - {"claim"}):
+        raise ProjectError(f"claims.toml: {', '.join(unknown)} is not allowed; allowed: [[claim]]")
+    entries = tables.get("claim", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ProjectError("claims.toml: claim must be a list of tables, each headed [[claim]]")
+    known = sorted(notebook.stem for notebook in path.parent.glob("*.ipynb"))
     ledger = {}
-    for entry in tomllib.loads(Path(path).read_text(encoding="utf-8")).get("claim", []):
+    for entry in entries:
         try:
             claim = Claim(**entry)
         except TypeError as error:
@@ -130,6 +151,12 @@ def load(path):
         if claim.id in ledger:
             raise ProjectError(f"claims.toml: id {claim.id!r} is used twice")
         ledger[claim.id] = claim
+    for claim in ledger.values():
+        if claim.notebook not in known:
+            raise ProjectError(
+                f"claims.toml, claim {claim.id!r}: no notebook {claim.notebook!r}; "
+                f"allowed: {', '.join(known) or 'none'}"
+            )
     return ledger
 
 
@@ -215,10 +242,13 @@ def _claim(claim_id):
 
 
 def _save(claim_id, entry):
-    _records[claim_id] = entry
+    shell = get_ipython()
+    # In a run from top to bottom this is the number of the code cell.
+    cell = {"cell": shell.execution_count} if shell else {}
+    _records[claim_id] = entry | cell
     run = provenance.current()
     content = {**provenance.stamp(run), "claims": dict(sorted(_records.items()))}
-    provenance.write(f"{run.output}/claims.json", (provenance.dumps(content) + "\n").encode())
+    provenance.write(f"{run.output}/claims.json", results.sealed(content))
 
 
 def table(notebook=None):
@@ -237,10 +267,11 @@ def table(notebook=None):
     notebook = notebook or run.notebook
     claims = load(Project(Path(run.root)).ledger).values()
     rows = [c for c in claims if (c.notebook == notebook if notebook else c.id in _records)]
-    return Markdown(_HEADER + "".join(_row(claim, _records.get(claim.id)) for claim in rows))
+    return Markdown(HEADER + "".join(row(claim, _records.get(claim.id)) for claim in rows))
 
 
-def _row(claim, found, links=()):
+def row(claim, found, links=()):
+    """One line of the table of claims, by the record `found` or None, with links in Markdown."""
     published = "–" if claim.published is None else f"{claim.published}"
     found = found or {"reason": "no record yet"}
     if "reason" in found:
@@ -264,125 +295,14 @@ def _interval(found):
     return f"{value}{unit}" if low == high else f"{value}{unit} [{low}, {high}]"
 
 
-def _links(claim):
-    """From `CLAIMS.md` to where the claim was measured."""
-    name = claim.notebook
-    yield f"[notebook {name.split('_')[0]}](../notebooks/{name}.ipynb)"
-    if claim.figure:
-        yield f"[{claim.figure}]({name}/{claim.figure}.png)"
-
-
 def verdict_of(claim, found):
     """The verdict of a claim, one of `VERDICTS`, by its record or None.
 
     It follows from the recorded numbers, not from the recorded word: today's rule decides.
     """
-    return claim.verdict(found["low"], found["high"]) if "value" in (found or {}) else "not run"
-
-
-def results(project):
-    """Every claim of the ledger with what the last runs recorded for it under `figures/`.
-
-    Returns
-    -------
-    dict of str to (Claim, dict or None)
-        By id, in the order of the ledger; None where there is no record.
-
-    Raises
-    ------
-    ProjectError
-        If the ledger is not well-formed, or names a figure that its notebook does not draw.
-    """
-    ledger = load(project.ledger)
-    files = {
-        name: provenance.read_json(project.figures("default", name) / "claims.json")
-        for name in {claim.notebook for claim in ledger.values()}
-    }
-    drawn = {name: figure_names(project.read(name)) for name in project.names()}
-    for claim in ledger.values():
-        allowed = drawn.get(claim.notebook, [claim.figure])
-        if claim.figure and claim.figure not in allowed:
-            raise ProjectError(
-                f"claims.toml, claim {claim.id!r}: {claim.notebook} draws no figure "
-                f"{claim.figure!r}; allowed: {', '.join(allowed) or 'none'}"
-            )
-    return {
-        key: (claim, (files[claim.notebook] or {"claims": {}})["claims"].get(key))
-        for key, claim in ledger.items()
-    }
-
-
-def summary(project):
-    """Text of `CLAIMS.md`: counts by verdict, then one table per paper.
-
-    Parameters
-    ----------
-    project : Project
-        Its ledger and the records under `figures/` are read.
-
-    Returns
-    -------
-    str
-        Markdown; equal inputs give equal text.
-    """
-    found = results(project)
-    counts = Counter(verdict_of(*result) for result in found.values())
-    text = "# The claims of the four papers, and what was measured\n\n"
-    text += "Generated by `make claims`; the verdict follows from the interval and the rule.\n\n"
-    text += "| verdict | claims |\n| :-- | --: |\n"
-    text += "".join(f"| {verdict} | {counts[verdict]} |\n" for verdict in VERDICTS)
-    stale = [name for name in project.names() if not _is_fresh(project, name)]
-    if stale:
-        text += f"\nOlder than the code (run `make figures`): {', '.join(stale)}.\n"
-    known = project.names()
-    for paper, title in PAPERS.items():
-        rows = [result for result in found.values() if result[0].paper == paper]
-        names = sorted({claim.notebook for claim, _ in rows})
-        links = ", ".join(f"[{n}](../notebooks/{n}.ipynb)" if n in known else n for n in names)
-        text += f"\n## {title}\n\n" if paper == 5 else f"\n## Paper {paper}: {title}\n\n"
-        text += f"Measured in {links}.\n\n{_HEADER}" if rows else "No claim is listed.\n"
-        for claim, record in rows:
-            text += _row(claim, record, _links(claim) if claim.notebook in known else ())
-    return text
-
-
-def _is_fresh(project, name):
-    """Whether the records of a notebook were made by today's code; true where there are none."""
-    record = provenance.read_json(project.figures("default", name) / "claims.json")
-    return record is None or provenance.is_current(record["hashes"], project, name)
-
-
-def generate(name, text_of, project=None):
-    """Write a text file of the project, of this name.
-
-    Parameters
-    ----------
-    name : str
-        Path from the project's root.
-    text_of : callable
-        ``text_of(project) -> str``.
-    project : Project, optional
-        By default the one this package is part of.
-
-    Returns
-    -------
-    int
-        0, or 2 if something that the text is made of is not well-formed; nothing is written then.
-    """
-    project = project or Project(provenance.ROOT)
-    try:
-        provenance.write(project.root / name, text_of(project).encode())
-    except ProjectError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {name}")
-    return 0
-
-
-def main(project=None):
-    """Write `figures/CLAIMS.md`; returns 0, or 2 if the ledger is not well-formed."""
-    return generate("figures/CLAIMS.md", summary, project)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if "value" not in (found or {}):
+        return "not run"
+    # Without an interval no rule decides.
+    return claim.verdict(
+        *(math.nan if found[end] is None else found[end] for end in ("low", "high"))
+    )

@@ -1,7 +1,6 @@
 """One look for all figures, and `savefig`: the only way out of a notebook."""
 
 import io
-import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -9,7 +8,8 @@ from cycler import cycler
 from IPython.display import Image, display
 from matplotlib.text import Text
 
-from xaiutils.companion import provenance
+from xaiutils.companion import provenance, results
+from xaiutils.companion.notebooks import FIGURE_NAMES, is_figure_name
 
 COLUMN = 3.3  # inches, one column of text
 WIDE = 6.9  # inches, both columns
@@ -73,7 +73,8 @@ def savefig(name, fig, *, data, alt):
     """Show a figure in the notebook, close it, and write its `.png`, `.pdf` and `.json`.
 
     Where the files go is the runner's choice (`provenance.current`). The JSON file holds the
-    plotted numbers and all they depend on; equal inputs give equal bytes.
+    plotted numbers, all they depend on and the hash of the picture (see `results`); equal inputs
+    give equal bytes.
 
     Parameters
     ----------
@@ -91,10 +92,8 @@ def savefig(name, fig, *, data, alt):
     ValueError
         If an argument breaks one of these rules.
     """
-    if not re.fullmatch("[a-z0-9_]+", name) or name == "claims":
-        raise ValueError(
-            f"name {name!r}: use a-z, 0-9 and _ only; 'claims' is taken by the records"
-        )
+    if not is_figure_name(name):
+        raise ValueError(f"name {name!r}: {FIGURE_NAMES}")
     if len(alt.strip()) < MIN_ALT:
         raise ValueError(
             f"alt of {name!r} has {len(alt.strip())} characters; say in at least {MIN_ALT} "
@@ -111,22 +110,24 @@ def savefig(name, fig, *, data, alt):
                 f"at least {MIN_FONT}"
             )
     run = provenance.current()
+    png = _render(fig, "png", {"Software": None})
     record = {
         "figure": name,
         "alt": alt.strip(),
         **provenance.stamp(run),
         "data": provenance.plain(data),
+        results.PICTURE: results.picture_hash(png),
     }
     files = {
-        "png": _render(fig, "png", {"Software": None}),
+        "png": png,
         "pdf": _render(fig, "pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
-        "json": (provenance.dumps(record) + "\n").encode(),
+        "json": results.sealed(record),
     }
     for suffix, content in files.items():
         provenance.write(f"{run.output}/{name}.{suffix}", content)
     # A closed figure is not shown a second time by the inline backend at the end of the cell.
     plt.close(fig)
-    display(Image(files["png"], format="png", alt=record["alt"]))
+    display(Image(png, format="png", alt=record["alt"]))
 
 
 def _render(fig, kind, metadata):

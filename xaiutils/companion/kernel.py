@@ -13,6 +13,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from xaiutils.companion import provenance
+from xaiutils.data import assets
 
 
 class RunError(RuntimeError):
@@ -80,6 +81,7 @@ def _environment(folder):
     write_kernel_spec(str(folder / "jupyter" / "kernels" / "python3"))
     variables = {
         provenance.VARIABLE: str(folder / "run.json"),
+        **cache_variable(),
         "IPYTHONDIR": str(folder / "ipython"),  # no start-up files or settings of the reader
         "JUPYTER_PATH": _prepend(folder / "jupyter", "JUPYTER_PATH"),
         "PYTHONPATH": _prepend(provenance.ROOT, "PYTHONPATH"),
@@ -94,6 +96,25 @@ def _environment(folder):
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+def cache_variable():
+    """The cache for a child that starts in another folder, where a relative one would be lost.
+
+    Returns
+    -------
+    dict of str to str
+        The one variable, with the full path.
+
+    Raises
+    ------
+    RunError
+        If the variable of this process names no folder.
+    """
+    try:
+        return {assets.CACHE_VARIABLE: str(assets.cache_folder())}
+    except assets.AssetError as error:
+        raise RunError(str(error)) from None
 
 
 def _prepend(path, variable):

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 import tomllib
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 
 PROFILES = ("default", "smoke", "paper")
+FIGURE_NAMES = "use a-z, 0-9 and _ only; 'claims' is taken by the records"
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 _ALLOWED = [*_SCALARS, *(f"list[{name}]" for name in _SCALARS)]
 
@@ -89,8 +91,8 @@ class Project:
         return self.root / "notebooks" / f"{name}.ipynb"
 
     def read(self, name):
-        """The notebook `name` as an nbformat node."""
-        return nbformat.read(self.notebook(name), as_version=4)
+        """The notebook `name` as an nbformat node; ProjectError if its file is none."""
+        return read_notebook(self.notebook(name))
 
     def figures(self, label, name):
         """Folder for the figures of a run: only the default profile writes what is committed."""
@@ -143,6 +145,61 @@ class Project:
             )
         values = tables[profile][name]
         return {key: lookup(declared, key).check(value) for key, value in values.items()}
+
+
+def read_notebook(path):
+    """The file `path` as an nbformat node of version 4.
+
+    Raises
+    ------
+    ProjectError
+        If it cannot be read, holds no notebook, or one without cells.
+    """
+    text = read_text(path)
+    try:
+        # As nbformat.read does, which only logs what is wrong with a notebook.
+        found = nbformat.reader.reads(text)
+        notebook = nbformat.convert(found, 4)
+        nbformat.validate(notebook, relax_add_props=True)
+        if notebook.cells:
+            return notebook
+        reason = "it has no cells"
+    # Before it validates, nbformat stumbles over JSON of another shape as code does.
+    except (
+        *(ValueError, nbformat.ValidationError, RecursionError),
+        *(AttributeError, LookupError, TypeError),
+    ) as error:
+        reason = first_line(error)
+    raise ProjectError(f"{shown(path)} cannot be read as a notebook ({reason}); restore it")
+
+
+def read_toml(path):
+    """The tables of a TOML file as a dictionary; ProjectError if it cannot be read."""
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProjectError(f"{shown(path)} is no TOML ({first_line(error)}); mend it") from None
+
+
+def read_text(path):
+    """The text of a file; ProjectError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ProjectError(f"{shown(path)} cannot be read ({reason})") from None
+
+
+def first_line(error):
+    """What an exception says in its first line; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(path):
+    """A path as a message shows it: from the working directory if it lies there."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def lookup(declared, name):
@@ -227,13 +284,18 @@ def _tree(source, where):
         ) from None
 
 
+def is_figure_name(name):
+    """Whether a figure may have this name, which becomes that of its files."""
+    return isinstance(name, str) and bool(re.fullmatch("[a-z0-9_]+", name)) and name != "claims"
+
+
 def figure_names(notebook):
     """Names of the figures a notebook declares by ``figures.savefig("name", ...)``, in order.
 
     Raises
     ------
     ProjectError
-        If a name is not a literal string or is used twice.
+        If a name is not a literal string that `figures.savefig` takes, or is used twice.
     """
     names = []
     for tree in code_trees(notebook):
@@ -243,7 +305,10 @@ def figure_names(notebook):
             if not (node.args and isinstance(node.args[0], ast.Constant)):
                 call = ast.unparse(node)[:60]
                 raise ProjectError(f"the first argument of {call}... must be the name in quotes")
-            names.append(node.args[0].value)
+            name = node.args[0].value
+            if not is_figure_name(name):
+                raise ProjectError(f"figures.savefig is called for {name!r}; {FIGURE_NAMES}")
+            names.append(name)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ProjectError(f"figures.savefig is called twice for: {', '.join(doubled)}")

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 from scipy import stats
 
-from xaiutils.companion import claims, provenance
+from xaiutils.companion import claims, provenance, results
 
 LEVEL = 0.95
 NOTE = (
@@ -56,10 +56,7 @@ def summarise(claim, records):
     values = {str(seed): record.get("value") for seed, record in records.items()}
     measured = [value for value in values.values() if value is not None]
     # From the numbers: the rule as it stands now decides.
-    single = Counter(
-        claim.verdict(record["low"], record["high"]) if "value" in record else "not run"
-        for record in records.values()
-    )
+    single = Counter(claims.verdict_of(claim, record) for record in records.values())
     bounds = interval(measured)
     low, high = provenance.plain(bounds or (None, None))
     verdict = claim.verdict(low, high) if bounds else None if measured else "not run"
@@ -86,6 +83,11 @@ def write(project, plans, failed=()):
     failed : sequence of int
         Seeds whose runs failed.
 
+    Raises
+    ------
+    ProjectError
+        If a results file of a seed is damaged; nothing is written then.
+
     Returns
     -------
     tuple of (str, Path)
@@ -93,7 +95,9 @@ def write(project, plans, failed=()):
     """
     first = next(iter(plans.values()))
     files = {
-        seed: (provenance.read_json(plan.figures / "claims.json") or {"claims": {}})["claims"]
+        seed: results.records(
+            results.of_run(plan.figures, plan.name, plan.label, "run the same command again")
+        )
         for seed, plan in plans.items()
     }
     own = {key: c for key, c in claims.load(project.ledger).items() if key in first.claim_ids}
@@ -113,7 +117,7 @@ def write(project, plans, failed=()):
     }
     folder = first.figures.parent
     text = _markdown(first, own, found, list(plans), list(failed))
-    provenance.write(folder / "claims.json", (provenance.dumps(content) + "\n").encode())
+    provenance.write(folder / "claims.json", results.sealed(content))
     provenance.write(folder / "claims.md", text.encode())
     return text, folder / "claims.md"
 

@@ -1,6 +1,7 @@
 """What a result was made from: run description, hashes, versions; and how results are written."""
 
 import ast
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from xaiutils.companion.notebooks import ProjectError
+from xaiutils.companion.notebooks import ProjectError, first_line, read_text, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "XAIUTILS_RUN"
@@ -96,7 +97,8 @@ def input_hashes(root, notebook=None):
     Raises
     ------
     ProjectError
-        If a cell or a module imports a module that the package does not have.
+        If a cell or a module imports a module that the package does not have, or a file cannot
+        be read.
     """
     package = Path(__file__).parents[1]
     files = _modules(package)
@@ -106,21 +108,26 @@ def input_hashes(root, notebook=None):
         files = _needed(files, cells)
     sources = sorted((path.relative_to(package).as_posix(), path) for path in files.values())
     hashes = {
-        "package": _sha256(*(part for name, path in sources for part in (name, _text(path)))),
-        "requirements.lock": _sha256(_text(Path(root) / "requirements.lock")),
+        "package": _sha256(*(part for name, path in sources for part in (name, read_text(path)))),
+        "requirements.lock": _sha256(read_text(Path(root) / "requirements.lock")),
     }
     if cells is not None:
         hashes["notebook"] = _sha256(*cells)
     return hashes
 
 
-def is_current(hashes, project, name):
-    """Whether recorded `hashes` are those of notebook, package and lock file as they are now."""
+def of_notebook(project, name):
+    """`input_hashes` of a notebook as it is now; errors name it."""
+    notebook = project.read(name)
     try:
-        now = input_hashes(project.root, project.read(name))
+        return input_hashes(project.root, notebook)
     except ProjectError as error:
         raise ProjectError(f"{name}: {error}") from None
-    return all(hashes.get(key) == value for key, value in now.items())
+
+
+def is_current(hashes, project, name):
+    """Whether recorded `hashes` are those of notebook, package and lock file as they are now."""
+    return all(hashes.get(key) == value for key, value in of_notebook(project, name).items())
 
 
 def _modules(package):
@@ -143,17 +150,21 @@ def _needed(modules, cells):
         if name not in needed:
             needed[name] = path = modules[name]
             home = name if path.stem == "__init__" else name.rpartition(".")[0]
-            waiting |= _imports(_text(path), home, modules, name)
+            waiting |= _imports(read_text(path), home, modules, name)
     return needed
 
 
 def _imports(source, home, modules, where):
     """Those of `modules` that code in the package `home` imports anywhere, with their packages."""
     names = set()
-    for node in ast.walk(ast.parse(source, where)):
+    try:
+        nodes = _import_nodes(source)
+    except SyntaxError as error:
+        raise ProjectError(f"{where} is no Python, line {error.lineno}: {error.msg}") from None
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = resolve_name("." * node.level + (node.module or ""), home)
             inner = {alias.name for alias in node.names if _is_module(base, alias.name, modules)}
             names |= {base} | {f"{base}.{name}" for name in inner}
@@ -173,6 +184,13 @@ def _imports(source, home, modules, where):
     return own
 
 
+@functools.cache
+def _import_nodes(source):
+    """The import statements of a source, wherever they stand; notebooks share their modules."""
+    nodes = ast.walk(ast.parse(source))
+    return [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def _is_module(package, name, modules):
     """Whether `from package import name` imports a module: not what `__init__.py` defines."""
     if f"{package}.{name}" in modules:
@@ -180,7 +198,7 @@ def _is_module(package, name, modules):
     path = modules.get(package)
     if path is None or path.stem != "__init__" or name == "*":
         return False
-    return name not in symtable.symtable(_text(path), package, "exec").get_identifiers()
+    return name not in symtable.symtable(read_text(path), package, "exec").get_identifiers()
 
 
 def _plain(cell):
@@ -191,10 +209,6 @@ def _plain(cell):
     except SyntaxError:  # another language, named by its magic; or a cell that cannot run
         return ""
     return source
-
-
-def _text(path):
-    return path.read_text(encoding="utf-8")
 
 
 def _sha256(*texts):
@@ -289,6 +303,15 @@ def write(path, content):
 
 
 def read_json(path):
-    """Content of a JSON file, or None if there is no such file."""
-    path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Content of a JSON file, or None if there is no such file; ProjectError if it is damaged."""
+    if not Path(path).exists():
+        return None
+    text = read_text(path)
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ProjectError(f"{shown(path)} is no JSON ({first_line(error)})") from None
+
+
+def _refuse(constant):
+    raise ValueError(f"{constant} is no JSON")

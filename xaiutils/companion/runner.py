@@ -13,10 +13,17 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from xaiutils.companion import claims, provenance
+from xaiutils.companion import claims, ledger, provenance, results
 from xaiutils.companion.kernel import RunError, run_cells
-from xaiutils.companion.notebooks import code_trees, figure_names, lookup, normalise, parameters
-from xaiutils.data import assets
+from xaiutils.companion.notebooks import (
+    ProjectError,
+    code_trees,
+    figure_names,
+    lookup,
+    normalise,
+    parameters,
+    read_notebook,
+)
 
 RESULTS = (".png", ".pdf", ".json")
 
@@ -167,6 +174,7 @@ def execute(project, name, profile="default", given=(), output=None, seed=None):
             "profile": todo.label,
             "parameters": run.parameters,
             "hashes": run.hashes,
+            results.SEAL: results.notebook_seal(executed),
         }
         _write_notebook(partial, executed)
         _publish(Path(run.output), todo.figures)
@@ -187,16 +195,19 @@ def is_finished(todo):
     """
     if not todo.copy.exists():
         return False
-    made = nbformat.read(todo.copy, as_version=4).metadata.get("xaiutils", {})
-    if (made.get("parameters"), made.get("hashes")) != (todo.parameters, todo.hashes):
-        return False
     try:
+        copy = read_notebook(todo.copy)
+        made = copy.metadata.get("xaiutils", {})
+        if (made.get("parameters"), made.get("hashes")) != (todo.parameters, todo.hashes):
+            return False
+        if made.get(results.SEAL) != results.notebook_seal(copy):
+            return False
         _check_results(todo.figures, todo.figure_names, todo.claim_ids)
-    except RunError:
+        found = results.of_run(todo.figures, todo.name, todo.label, "")
+    except (ProjectError, RunError, AttributeError):  # damaged: made again
         return False
-    records = map(provenance.read_json, todo.figures.glob("*.json"))
-    used = {item for record in records for item in record["hashes"]["assets"].items()}
-    return used <= assets.hashes().items()
+    used = {item for content in found.values() for item in content["hashes"]["assets"].items()}
+    return used <= ledger.pinned().items()
 
 
 def _check_results(folder, names, own_claims):
@@ -234,6 +245,7 @@ def update(project, name):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     normalise(notebook, keep_stderr=False)
+    notebook.metadata["xaiutils"] = {results.SEAL: results.notebook_seal(notebook)}
     _write_notebook(project.notebook(name), notebook)
     # Make compares times: the copy is the run of the notebook just written.
     os.utime(copy)

