@@ -239,7 +239,8 @@ def test_prepared_copies_hold_the_profile_and_no_outputs(make_project):
     )
     nbformat.write(notebook, project.notebook("tiny"))
     folder = project.root / "prepared"
-    provenance.write(folder / "gone.ipynb", b"a notebook that was renamed")
+    assert run.main(["--prepare", "smoke", str(folder)], project) == 0
+    (folder / "tiny.ipynb").rename(folder / "gone.ipynb")  # of a notebook that was renamed
     assert run.main(["--prepare", "smoke", str(folder)], project) == 0
     assert list(files(folder)) == ["tiny.ipynb"]
     cells = nbformat.read(folder / "tiny.ipynb", as_version=4).cells

@@ -4,6 +4,7 @@ Whoever starts such a process holds a pipe to it. Once the pipe is closed, by wi
 run stops by itself and takes with it what it has written so far.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -14,8 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from xaiutils.companion import provenance, runner
-from xaiutils.companion.kernel import RunError, cache_variable
+from xaiutils.companion import provenance, runner, stopping
+from xaiutils.companion.kernel import STILL, RunError, cache_variable
 from xaiutils.companion.notebooks import Project, ProjectError
 
 STOPPED = 130  # exit code, as of a shell's Ctrl-C
@@ -27,13 +28,14 @@ _THREADS = (
 
 
 class Job(NamedTuple):
-    """One run, as text that another process can read; see `runner.plan`."""
+    """One run, as text that another process can read; see `runner.execute`."""
 
     root: str
     name: str
     profile: str = "default"
     given: tuple = ()
     seed: int | None = None
+    cell_timeout: int | None = None
 
     @property
     def title(self):
@@ -41,8 +43,9 @@ class Job(NamedTuple):
         return self.name if self.seed is None else f"{self.name} seed {self.seed}"
 
     def arguments(self):
-        """What `runner.plan` and `runner.execute` take."""
+        """What `runner.plan` takes, and `runner.execute` beside `cell_timeout`."""
         own = self._asdict()
+        del own["cell_timeout"]
         return {"project": Project(Path(own.pop("root"))), **own}
 
 
@@ -82,42 +85,69 @@ def run_apart(job, stop, cores=None, poll=0.2):
             environment[name] = str(fewer)
     stopped = False
     ours_to_read, ours_to_close = os.pipe()
+    said_aloud, saying = os.pipe()
     # A terminal sends Ctrl-C to its whole session: the run must hear of it once, from here.
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, json.dumps(job), json.dumps(cores)],
+        _command(job, cores),
         stdin=ours_to_read,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=saying,
         text=True,
         cwd=provenance.ROOT,
         env=environment,
         start_new_session=True,
     )
     os.close(ours_to_read)
-    try:
-        while True:
-            try:
-                out, err = process.communicate(timeout=poll)
-                break
-            except subprocess.TimeoutExpired:
-                stopped = stop.is_set()
-            if stopped:
-                break
-    finally:
-        os.close(ours_to_close)
-    if stopped:
+    os.close(saying)
+    with _listener(said_aloud) as heard:
         try:
-            out, err = process.communicate(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-    # One and two are said by `_alone`; anything else is a death without a last word.
-    said = out if process.returncode in (1, 2, STOPPED) and out else err
-    return Outcome(process.returncode, said.strip(), time.monotonic() - start)
+            while True:
+                try:
+                    out, _ = process.communicate(timeout=poll)
+                    break
+                except subprocess.TimeoutExpired:
+                    stopped = stop.is_set()
+                if stopped:
+                    break
+        finally:
+            os.close(ours_to_close)
+        if stopped:
+            try:
+                out, _ = process.communicate(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, _ = process.communicate()
+    # What is said by `_alone`; anything else is a death without a last word.
+    said = out if process.returncode in (1, 2) or process.returncode > 128 else ""
+    return Outcome(process.returncode, (said or "".join(heard)).strip(), time.monotonic() - start)
+
+
+def _command(job, cores):
+    return [sys.executable, "-m", __name__, json.dumps(job), json.dumps(cores)]
+
+
+@contextlib.contextmanager
+def _listener(source):
+    """List of the lines from a file descriptor; those on a cell that still runs are passed on."""
+    lines = []
+
+    def listen():
+        with open(source, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                lines.append(line)
+                if STILL in line:
+                    print(line.strip(), file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        thread.join(timeout=1)  # longer only if somebody else holds the other end
 
 
 def _alone(job, cores):
-    """The process of one run; returns 0, 1 for a failed run, 2 for what is not allowed, or 130."""
+    """The process of one run; returns an exit code as `run.main` does."""
     stopped = threading.Event()
     # Where a shell starts us in the background, the signal is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -131,9 +161,12 @@ def _alone(job, cores):
         os.sched_setaffinity(0, cores)
     threading.Thread(target=watch, daemon=True).start()
     try:
-        runner.execute(**job.arguments())
-    except KeyboardInterrupt:
-        return STOPPED
+        with stopping.heeding():
+            runner.execute(**job.arguments(), cell_timeout=job.cell_timeout)
+    except stopping.Stopped as stop:
+        if not stopped.is_set():
+            print(f"stopped by {stop}")
+        return STOPPED if stopped.is_set() else stop.code
     except (ProjectError, RunError) as error:
         if stopped.is_set():
             runner.plan(**job.arguments()).failed.unlink(missing_ok=True)

@@ -1,19 +1,22 @@
 """Many runs: several at once, each in a process of its own, here or on a dask cluster."""
 
 import contextlib
+import logging
 import os
 import queue
 import sys
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 
 from xaiutils.companion import runner
 from xaiutils.companion.apart import STOP_SECONDS, Outcome, run_apart
-from xaiutils.companion.notebooks import ProjectError
+from xaiutils.companion.kernel import SILENT_SECONDS, RunError
+from xaiutils.companion.notebooks import ProjectError, first_line
 
 CONNECT_SECONDS = 10
+LOOK_SECONDS = 5  # between two looks at the workers of a cluster
 ARRIVE_SECONDS = 60  # after which files of another machine show up on a shared folder
 
 
@@ -36,6 +39,8 @@ def run(jobs, at_once=1, address=None):
     ------
     ProjectError
         If a job is not allowed or the scheduler cannot be reached; no kernel was started.
+    RunError
+        If the scheduler was lost.
     KeyboardInterrupt
         After all runs have stopped.
     """
@@ -144,35 +149,79 @@ def shares(at_once):
 def _on_cluster(jobs, address, report):
     try:
         import distributed
+        from distributed.comm import CommClosedError
     except ImportError:
         raise ProjectError("--dask needs dask.distributed: pip install -e '.[cluster]'") from None
+    # A lost connection is said here, in one line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL + 1)
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProjectError(
-            f"no dask scheduler at {address!r} within {CONNECT_SECONDS} s ({reason}); "
+            f"no dask scheduler at {address!r} within {CONNECT_SECONDS} s ({first_line(error)}); "
             "give its address, e.g. tcp://node1:8786"
         ) from None
-    with client:
+    with client, _absence_told(client, address):
         name = f"xaiutils-{uuid.uuid4().hex}"
         stop = distributed.Event(name)
-        if not client.scheduler_info()["workers"]:
-            print(f"no worker at {address} yet, waiting", flush=True)
         futures = {
             client.submit(_on_worker, job, name, key=f"{name}-{job.title}", pure=False): job
             for job in jobs
         }
         try:
             for future in distributed.as_completed(futures):
-                error = future.exception()
-                lost = Outcome(1, f"its worker was lost or cannot run it: {error}", 0.0)
-                report(futures[future], lost if error else future.result())
+                report(futures[future], _outcome(future))
+        except (CommClosedError, CancelledError):  # nobody here cancels
+            raise RunError(
+                f"the dask scheduler at {address} was lost; start it again, then the same command "
+                "goes on with what is left"
+            ) from None
         except BaseException:
-            stop.set()
-            with contextlib.suppress(distributed.TimeoutError):
-                distributed.wait(futures, timeout=STOP_SECONDS)
+            with contextlib.suppress(distributed.TimeoutError, OSError):
+                stop.set()
+                given = {key for keys in client.processing().values() for key in keys}
+                started = [future for future in futures if future.key in given]
+                if started:  # the others, which no worker has yet, end with the client
+                    distributed.wait(started, timeout=STOP_SECONDS)
             raise
+
+
+def _outcome(future):
+    if future.cancelled():  # such a future has no exception, and a result never comes
+        raise CancelledError
+    error = future.exception()
+    lost = Outcome(1, f"its worker was lost or cannot run it: {error}", 0.0)
+    return lost if error else future.result()
+
+
+@contextlib.contextmanager
+def _absence_told(client, address):
+    """Say on stderr if the cluster has no worker: at once, and again every ten minutes."""
+    over = threading.Event()
+
+    def look():
+        said = None
+        while True:
+            now = time.monotonic()
+            try:
+                there = client.status != "running" or client.nthreads()
+            except Exception:  # no answer, or a client that is being closed: not known
+                there = True
+            if there:
+                said = None
+            elif said is None or now - said >= SILENT_SECONDS:
+                said = now
+                print(f"no worker at {address}, waiting for one", file=sys.stderr, flush=True)
+            if over.wait(LOOK_SECONDS):
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=1)  # longer only if the scheduler does not answer
 
 
 def _on_worker(job, stop_name):

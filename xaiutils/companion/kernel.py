@@ -4,23 +4,31 @@ import contextlib
 import os
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 
-import nbformat
 import papermill
 from ipykernel.kernelspec import write_kernel_spec
-from nbclient.exceptions import DeadKernelError
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop, run_sync
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
-from xaiutils.companion import provenance
+from xaiutils.companion import provenance, stopping
+from xaiutils.companion.notebooks import first_line
 from xaiutils.data import assets
+
+SILENT_SECONDS = 600  # in one cell, after which a line says that it still runs
+STILL = "has been running for"  # in each such line
 
 
 class RunError(RuntimeError):
     """A notebook did not run through, or did not write what it declares."""
 
 
-def run_cells(notebook, overrides, run, partial):
+def run_cells(notebook, overrides, run, partial, cell_timeout=None):
     """Run all cells of a notebook in a kernel of this very interpreter.
 
     The environment of this process changes while the kernel starts: one run per process.
@@ -35,6 +43,8 @@ def run_cells(notebook, overrides, run, partial):
         What the kernel is told.
     partial : Path
         File that follows the run cell by cell; its folder takes the kernel's own files.
+    cell_timeout : int or None
+        Seconds that a cell may take.
 
     Returns
     -------
@@ -44,10 +54,10 @@ def run_cells(notebook, overrides, run, partial):
     Raises
     ------
     RunError
-        If a cell raised, the kernel died, or a cell never ran.
+        If a cell raised or took too long, the kernel died, or a cell never ran.
     """
     run.save(partial.with_name("run.json"))
-    with _environment(partial.parent):
+    with _environment(partial.parent), _kernels() as manager, _watched(run) as watch:
         try:
             executed = papermill.execute_notebook(
                 notebook,
@@ -56,9 +66,12 @@ def run_cells(notebook, overrides, run, partial):
                 kernel_name="python3",
                 language="python",
                 progress_bar=_progress(run),
+                execution_timeout=cell_timeout,
                 # The kernel's folder; papermill's own `cwd` would move this whole process.
                 resources={"metadata": {"path": str(Path(run.root) / "notebooks")}},
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                kernel_manager_class=manager,
+                on_cell_start=watch.started,
             )
         except PapermillExecutionError as error:
             trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
@@ -66,12 +79,89 @@ def run_cells(notebook, overrides, run, partial):
                 f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}\n"
                 f"{_head(error.source)}\n{trace}"
             ) from None
-        except DeadKernelError:
+        except CellTimeoutError:
             raise RunError(
-                f"the kernel died (killed, out of memory?) {_last_cell(partial)}"
+                f"cell [{watch.number}] took longer than the {cell_timeout} s a cell may take:\n"
+                f"{_head(watch.source)}"
             ) from None
+        except DeadKernelError:
+            where = f"in or just before this cell:\n{_head(watch.source)}" if watch.number else ""
+            raise RunError(
+                f"the kernel died (killed, out of memory?) {where or 'at once'}"
+            ) from None
+        except (OSError, RuntimeError) as error:  # no kernel came up, or a full disk
+            raise RunError(f"the run could not go on: {first_line(error)}") from None
+        except KeyboardInterrupt:
+            # What was waited for is never fetched now: nothing is to be said of it.
+            ensure_event_loop().set_exception_handler(lambda *_: None)
+            papermill.log.logger.disabled = True
+            raise
     _check_cells(executed)
     return executed
+
+
+@contextlib.contextmanager
+def _kernels():
+    """Class for managers of kernels; those that still run at the end are killed.
+
+    A kernel that is interrupted while it starts has no client yet that would end it.
+    """
+    made = []
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    try:
+        yield Manager
+    finally:
+        with stopping.held():
+            for manager in made:
+                if manager.has_kernel:
+                    run_sync(manager.shutdown_kernel)(now=True)
+
+
+class _Watch:
+    """Which cell runs: its number among the code cells, its source, and since when."""
+
+    def __init__(self):
+        self.number, self.source, self.since, self.clock = 0, "", 0.0, 0.0
+
+    def started(self, cell, cell_index):
+        """What nbclient calls when a cell starts."""
+        if cell.cell_type == "code" and cell.source.strip():
+            self.number += 1
+            self.source, self.since, self.clock = cell.source, time.monotonic(), time.time()
+
+
+@contextlib.contextmanager
+def _watched(run):
+    """A `_Watch`, and a line on stderr every `SILENT_SECONDS` that one cell takes."""
+    watch, over = _Watch(), threading.Event()
+    seed = run.parameters.get("seed")
+    title = f"{run.notebook} ({run.profile}{'' if seed is None else f', seed {seed}'})"
+
+    def look():
+        said = 0.0
+        while not over.wait(SILENT_SECONDS / 20):
+            now = time.monotonic()
+            if watch.number and now - max(said, watch.since) >= SILENT_SECONDS:
+                said = now
+                tqdm.write(
+                    f"{title}: cell [{watch.number}] {STILL} {(now - watch.since) / 60:.0f} min, "
+                    f"since {time.strftime('%H:%M:%S', time.localtime(watch.clock))}: "
+                    f"{watch.source.strip().splitlines()[0][:80]}",
+                    file=sys.stderr,
+                )
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -133,12 +223,6 @@ def _code_cells(notebook):
 
 def _head(source, lines=6):
     return "\n".join(f"    {line}" for line in source.splitlines()[:lines])
-
-
-def _last_cell(partial):
-    cells = _code_cells(nbformat.read(partial, as_version=4)) if partial.exists() else []
-    started = [c for c in cells if c.metadata.get("papermill", {}).get("start_time")]
-    return f"in or just before this cell:\n{_head(started[-1].source)}" if started else "at once"
 
 
 def _check_cells(notebook):

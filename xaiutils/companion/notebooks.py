@@ -1,7 +1,9 @@
 """A notebook read as a function: where it lies, what parameters it takes, what figures it draws."""
 
 import ast
+import functools
 import io
+import math
 import re
 import tokenize
 import tomllib
@@ -10,8 +12,11 @@ from pathlib import Path
 
 import nbformat
 
+from xaiutils.companion import ranges
+
 PROFILES = ("default", "smoke", "paper")
 FIGURE_NAMES = "use a-z, 0-9 and _ only; 'claims' is taken by the records"
+INJECTED = "injected-parameters"  # papermill's tag of the cell that it adds
 _SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 _ALLOWED = [*_SCALARS, *(f"list[{name}]" for name in _SCALARS)]
 
@@ -22,12 +27,25 @@ class ProjectError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell, ``name: annotation = default  # comment``."""
+    """One line of a parameters cell, ``name: annotation = default  # comment, range``."""
 
     name: str
     annotation: str
     default: object
     comment: str
+
+    @functools.cached_property
+    def _meaning(self):
+        """The comment without its range, and the range."""
+        try:
+            return ranges.parse(self.comment, self.annotation)
+        except ValueError as error:
+            raise ProjectError(f"parameters cell: comment of {self.name}: {error}") from None
+
+    @property
+    def range(self):
+        """What values are allowed, see `ranges`; ProjectError if the comment is not well-formed."""
+        return self._meaning[1]
 
     def check(self, value):
         """Return `value` as the declared type; an int passes for a float, a bool for nothing else.
@@ -35,30 +53,55 @@ class Parameter:
         Raises
         ------
         ProjectError
-            If the type of `value` is another one.
+            If the type of `value` is another one, or it is out of the range in the comment. A name
+            of a `device` must be one that torch may know.
         """
         inner = self.annotation.removeprefix("list[").removesuffix("]")
-        if inner == self.annotation:
-            if _fits(value, inner):
-                return _SCALARS[inner](value)
-        elif isinstance(value, list) and all(_fits(item, inner) for item in value):
-            return [_SCALARS[inner](item) for item in value]
-        raise ProjectError(
-            f"parameter {self.name} = {value!r} is of type {type(value).__name__}; "
-            f"allowed: {self.annotation} ({self.comment})"
+        items = [value] if inner == self.annotation else value
+        if not isinstance(items, list) or not all(_fits(item, inner) for item in items):
+            raise self._refused(value, f"is of type {type(value).__name__}")
+        items = [_cast(item, inner) for item in items]
+        value = items[0] if inner == self.annotation else items
+        is_device = self.name == "device" and self.annotation == "str"
+        problem = ranges.device_problem(value) if is_device else self.range.problem(value)
+        if problem:
+            raise self._refused(value, problem, ranges.DEVICES if is_device else "")
+        return value
+
+    def _refused(self, value, problem, allowed=""):
+        prose, own = self._meaning
+        allowed = allowed or ", ".join(filter(None, (self.annotation, own.text)))
+        return ProjectError(
+            f"parameter {self.name} = {_short(value)} {problem}; allowed: {allowed}"
+            + (f" ({prose})" if prose else "")
         )
 
     def parse(self, text):
         """Read `text` as a TOML literal and check it; a bare word passes for a declared string."""
         try:
             table = tomllib.loads(f"value = {text}")
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, or more digits or brackets than can be read
             table = {"value": text}
         return self.check(table["value"] if len(table) == 1 else text)
 
 
 def _fits(value, kind):
     return type(value) is _SCALARS[kind] or (kind == "float" and type(value) is int)
+
+
+def _cast(value, kind):
+    try:
+        return _SCALARS[kind](value)
+    except OverflowError:  # an integer larger than any float
+        return math.inf
+
+
+def _short(value, most=60):
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 @dataclass(frozen=True)
@@ -123,19 +166,26 @@ class Project:
         Raises
         ------
         ProjectError
-            If the profile, its table, a name or a type is not allowed.
+            If the profile, its table, a name, a type or a value is not allowed.
         """
         if profile not in PROFILES:
             raise ProjectError(f"no profile {profile!r}; allowed: {', '.join(PROFILES)}")
         path = self.root / "notebooks" / "profiles.toml"
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ProjectError(f"{path.name} cannot be read: {first_line(error)}") from None
         known = {(p, n) for p in PROFILES[1:] for n in self.names()}
         for found, table in tables.items():
-            for key in table if isinstance(table, dict) else [""]:
+            for key, values in table.items() if isinstance(table, dict) else [("", {})]:
                 if (found, key) not in known:
                     raise ProjectError(
                         f"{path.name}: [{found}.{key}] names no profile and notebook; "
                         f"profiles: {', '.join(PROFILES[1:])}; notebooks: {', '.join(self.names())}"
+                    )
+                if not isinstance(values, dict):
+                    raise ProjectError(
+                        f"{path.name}: {found}.{key} = {_short(values)} must be a table"
                     )
         if profile == "default":
             return {}
@@ -230,8 +280,15 @@ def parameters(notebook):
     Raises
     ------
     ProjectError
-        If the tag is missing or doubled, or a line is not ``name: type = literal  # comment``.
+        If the tag is missing or doubled, a line is not ``name: type = literal  # comment``, the
+        range in a comment is not well-formed (see `ranges`) or does not hold the default, or the
+        notebook is itself a copy with injected parameters.
     """
+    if any(has_tag(cell, INJECTED) for cell in notebook.cells):
+        raise ProjectError(
+            f"a cell has the tag {INJECTED!r}: this is the copy of a run, not a source; "
+            "remove the cell or the tag"
+        )
     cells = [c for c in notebook.cells if c.cell_type == "code" and has_tag(c, "parameters")]
     if len(cells) != 1:
         raise ProjectError(f"{len(cells)} code cells have the tag 'parameters'; exactly one must")
@@ -334,8 +391,8 @@ def normalise(notebook, keep_stderr=True):
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if has_tag(cell, "injected-parameters"):
-            cell.id = "injected-parameters"  # papermill draws it at random
+        if has_tag(cell, INJECTED):
+            cell.id = INJECTED  # papermill draws it at random
         if cell.cell_type == "code":
             cell.outputs = _outputs(cell.outputs, keep_stderr)
 

@@ -1,8 +1,11 @@
 """Run notebooks headlessly, for example ``xaiutils run 02_lime_limit -p n_samples 4000``.
 
-Names and types of parameters are checked before a kernel starts. Results take their final names
-only once every cell ran and every declared figure and claim is there; a run that fails leaves
-`<notebook>.failed.ipynb` and nothing else.
+Names, types and ranges of parameters are checked before a kernel starts. Results take their final
+names only once every cell ran and every declared figure and claim is there; a run that fails leaves
+`<notebook>.failed.ipynb` and nothing else, one that is stopped (Ctrl-C) leaves nothing. Only a run
+of the default profile without -p and --output writes `figures/`; others write below `build/`.
+
+Exit codes: 0, 1 for a failed run, 2 for what is not allowed, 130 or 143 if stopped.
 """
 
 import argparse
@@ -11,10 +14,12 @@ import os
 import sys
 from pathlib import Path
 
-from xaiutils.companion import apart, campaign, over_seeds, provenance, runner
+from xaiutils.companion import apart, campaign, over_seeds, provenance, runner, stopping
 from xaiutils.companion.kernel import RunError
 from xaiutils.companion.notebooks import PROFILES, Project, ProjectError, parameters
 from xaiutils.companion.runner import execute, prepare, update
+
+MOST_SECONDS = 30 * 24 * 3600  # of a cell: more than a timer can count would be no limit
 
 
 def listing(project):
@@ -64,19 +69,32 @@ def describe(project, name):
     return "\n".join(lines + missing)
 
 
-def _whole(least):
+def _whole(least, most=None):
     def convert(text):
         try:
             number = int(text)
         except ValueError:
             number = least - 1
-        if number < least:
+        if number < least or (most is not None and number > most):
+            up_to = "" if most is None else f" to {most}"
             raise argparse.ArgumentTypeError(
-                f"{text!r} is not allowed; allowed: whole numbers from {least}"
+                f"{text[:40]!r} is not allowed; allowed: whole numbers from {least}{up_to}"
             )
         return number
 
     return convert
+
+
+def _guarded(argv):
+    """The same with "=" before the value of each -p: argparse takes -1e1 for an option."""
+    guarded = list(argv)
+    for place, text in enumerate(argv[:-2]):
+        name, value = argv[place + 1 : place + 3]
+        # A value that is an option was forgotten: left for argparse to say so.
+        forgotten = name.startswith("-") or value.startswith("--") or value in ("-p", "-h")
+        if text == "-p" and not forgotten:
+            guarded[place + 2] = f"={value}"
+    return guarded
 
 
 def _parser():
@@ -98,9 +116,15 @@ def _parser():
         default=[],
         dest="given",
         metavar=("name", "value"),
-        help="set a parameter; the value is a TOML literal",
+        help="set a parameter; the value is a TOML literal in the range that its comment gives",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="place of the executed copy")
+    parser.add_argument(
+        "--cell-timeout",
+        type=_whole(1, MOST_SECONDS),
+        metavar="SECONDS",
+        help="end the run if a cell takes longer (default: wait)",
+    )
     many = parser.add_argument_group("many runs, each in a process of its own")
     many.add_argument(
         "--seeds",
@@ -145,9 +169,12 @@ def _misuse(args):
     rules = {
         "give either NAME or one of --list, --prepare": bool(args.names)
         == bool(args.list or args.prepare),
-        "--update runs the default profile of one notebook and takes no other option": args.update
+        "--update runs the default profile of one notebook and takes no option but "
+        "--cell-timeout": args.update
         and (args.profile != "default" or args.given or args.output or many),
         "--list and --prepare take no option for many runs": many and not args.names,
+        "--list and --prepare take no option of a run": not args.names
+        and (args.profile != "default" or args.given or args.output or args.cell_timeout),
         "--output is for a single run": many and args.output,
         f"NAME is given twice: {', '.join(sorted(doubled))}": doubled,
         "--seeds has a seed twice": len(set(seeds)) < len(seeds),
@@ -158,9 +185,9 @@ def _misuse(args):
 
 def _many(project, args):
     """Do several runs and sum up the claims over seeds; returns 0, or 1 if a run failed."""
-    given = tuple(map(tuple, args.given))
+    given = tuple(args.given)
     jobs = [
-        apart.Job(str(project.root), name, args.profile, given, seed)
+        apart.Job(str(project.root), name, args.profile, given, seed, args.cell_timeout)
         for name in args.names
         for seed in args.seeds or [None]
     ]
@@ -175,9 +202,17 @@ def _many(project, args):
 
 
 def main(argv=None, project=None):
-    """Command line; returns 0, 1 for a failed run, 2 for what is not allowed, 130 for Ctrl-C."""
+    """Command line; returns 0, 1 for a failed run, 2 for what is not allowed, 128 + a signal.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it: it ends kernels and removes what is not finished.
+    """
+    return stopping.exit_code(_main, sys.argv[1:] if argv is None else argv, project)
+
+
+def _main(argv, project):
     parser = _parser()
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(_guarded(argv))
+    args.given = [(name, value.removeprefix("=")) for name, value in args.given]
     project = project or Project(provenance.ROOT)
     single = args.names[0] if len(args.names) == 1 else None
     where = f"{single or 'notebooks'}: "
@@ -193,22 +228,21 @@ def main(argv=None, project=None):
         elif args.prepare:
             prepare(project, *args.prepare)
         elif args.update:
-            update(project, single)
+            update(project, single, args.cell_timeout)
         elif single and not args.seeds and not args.dask:
-            copy = execute(project, single, args.profile, args.given, args.output)
+            copy = execute(
+                *(project, single, args.profile, args.given, args.output),
+                cell_timeout=args.cell_timeout,
+            )
             print(f"wrote {os.path.relpath(copy)}")
         else:
             where = ""  # the error says which of the runs it is about
-            try:
-                return _many(project, args)
-            except KeyboardInterrupt:
-                print("stopped; the same command goes on with what is left", file=sys.stderr)
-                return apart.STOPPED
+            return _many(project, args)
     except ProjectError as error:
         print(f"error: {where}{error}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"\nfailed: {single}: {error}", file=sys.stderr)
+        print(f"\nfailed: {where}{error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,24 +1,27 @@
 """One headless run of a notebook, and what follows from it.
 
-A run is checked before the kernel starts (names and types of parameters) and after it ended
-(every cell ran, every declared figure and claim is there). Only then do its results take their
-final names; a run that fails leaves `<notebook>.failed.ipynb` and nothing else.
+A run is checked before the kernel starts (names, types and ranges of parameters; places of the
+results) and after it ended (every cell ran, every declared figure and claim is there). Only then
+do its results take their final names; a run that fails leaves `<notebook>.failed.ipynb` and
+nothing else, one that is stopped leaves nothing.
 """
 
+import contextlib
 import os
-import tempfile
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import papermill
 
-from xaiutils.companion import claims, ledger, provenance, results
+from xaiutils.companion import claims, ledger, provenance, results, scratch, stopping, targets
 from xaiutils.companion.kernel import RunError, run_cells
 from xaiutils.companion.notebooks import (
     ProjectError,
     code_trees,
     figure_names,
+    first_line,
     lookup,
     normalise,
     parameters,
@@ -67,7 +70,7 @@ class Plan:
     @property
     def failed(self):
         """What there is of the executed copy if the run failed."""
-        return self.copy.with_suffix(".failed.ipynb")
+        return targets.failed(self.copy)
 
 
 def plan(project, name, profile="default", given=(), output=None, seed=None):
@@ -85,7 +88,7 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
         Further parameters as TOML literals; they win over the profile. Results then go to
         `build/<profile>-custom/`, since they are not those of the profile.
     output : Path or None
-        Other place for the executed copy.
+        Other place for the executed copy; the figures go to `build/<profile>-custom/` then too.
     seed : int or None
         Value of the parameter `seed`, for one of several runs; all results then go to
         `build/<profile>-seeds/<notebook>/seed-<seed>/`.
@@ -97,7 +100,7 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
     Raises
     ------
     ProjectError
-        If a name, a type or a cell is not allowed.
+        If a name, a type, a value, a cell or the place `output` is not allowed.
     """
     notebook = project.read(name)
     declared = parameters(notebook)
@@ -105,8 +108,11 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
     own_claims = {c.id for c in claims.load(project.ledger).values() if c.notebook == name}
     overrides = project.overrides(profile, name, declared)
     overrides |= {key: lookup(declared, key).parse(text) for key, text in given}
-    label = f"{profile}-custom" if given else profile
+    label = f"{profile}-custom" if given or output else profile
     copy, figures = project.executed(label, name), project.figures(label, name)
+    if output:
+        copy = Path(output).absolute()
+        targets.check_output(project, name, label, copy)
     if seed is not None:
         overrides["seed"] = lookup(declared, "seed").check(seed)
         label += "-seeds"
@@ -121,18 +127,20 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
         hashes=provenance.input_hashes(project.root, notebook),
         figure_names=frozenset(names),
         claim_ids=frozenset(own_claims),
-        copy=Path(output or copy).absolute(),
+        copy=copy.absolute(),
         figures=figures,
     )
 
 
-def execute(project, name, profile="default", given=(), output=None, seed=None):
+def execute(project, name, profile="default", given=(), output=None, seed=None, cell_timeout=None):
     """Run one notebook and publish its figures, its records and its executed copy.
 
     Parameters
     ----------
     project, name, profile, given, output, seed
         See `plan`.
+    cell_timeout : int or None
+        Seconds after which a cell ends the run.
 
     Returns
     -------
@@ -142,17 +150,18 @@ def execute(project, name, profile="default", given=(), output=None, seed=None):
     Raises
     ------
     ProjectError
-        If a name, a type or a cell is not allowed; no kernel was started.
+        If a name, a type, a value, a cell or a place is not allowed; no kernel was started.
     RunError
-        If the run failed; `<copy>.failed.ipynb` holds what there is of it.
+        If the run failed; `<copy>.failed.ipynb` holds what there is of it. If only its results
+        could not be written to their places, they are kept where the message says.
     """
     todo = plan(project, name, profile, given, output, seed)
-    todo.copy.parent.mkdir(parents=True, exist_ok=True)
-    # From here on a file of this name means that this very run succeeded.
-    todo.copy.unlink(missing_ok=True)
-    todo.failed.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=todo.copy.parent) as folder:
-        work = Path(folder)
+    files = [
+        todo.figures / f"{figure}{suffix}" for figure in todo.figure_names for suffix in RESULTS
+    ]
+    targets.check_files([todo.copy, todo.failed, todo.figures / "claims.json", *files])
+    targets.check_writable(todo.figures)
+    with scratch.folder(todo.copy.parent, name) as work:
         run = provenance.Run(
             root=str(project.root),
             notebook=name,
@@ -161,24 +170,39 @@ def execute(project, name, profile="default", given=(), output=None, seed=None):
             parameters=todo.parameters,
             hashes=todo.hashes,
         )
-        partial = work / "executed.ipynb"
-        try:
-            executed = run_cells(todo.notebook, todo.overrides, run, partial)
-            _check_results(Path(run.output), todo.figure_names, todo.claim_ids)
-        except RunError:
-            if partial.exists():
-                os.replace(partial, todo.failed)
-            raise
-        normalise(executed)
-        executed.metadata["xaiutils"] = {
+        partial = work / f"{name}.ipynb"
+        mark = {
+            "notebook": name,
             "profile": todo.label,
             "parameters": run.parameters,
             "hashes": run.hashes,
-            results.SEAL: results.notebook_seal(executed),
         }
-        _write_notebook(partial, executed)
-        _publish(Path(run.output), todo.figures)
-        os.replace(partial, todo.copy)
+        todo.notebook.metadata[targets.MARK] = mark  # of a failed run too
+        try:
+            executed = run_cells(todo.notebook, todo.overrides, run, partial, cell_timeout)
+            _check_results(Path(run.output), todo.figure_names, todo.claim_ids)
+        except RunError:
+            with stopping.held(), contextlib.suppress(OSError):
+                todo.copy.unlink(missing_ok=True)
+                os.replace(partial, todo.failed)
+            raise
+        with stopping.held():
+            try:
+                normalise(executed)
+                executed.metadata[targets.MARK] = mark | {
+                    results.SEAL: results.notebook_seal(executed)
+                }
+                _write_notebook(partial, executed)
+                _publish(Path(run.output), todo.figures, todo.copy)
+                os.replace(partial, todo.copy)
+                todo.failed.unlink(missing_ok=True)
+            except OSError as error:
+                place = todo.copy.with_suffix(f".unpublished-{secrets.token_hex(4)}")
+                place = scratch.keep(work, place)
+                raise RunError(
+                    f"the run succeeded, but its results could not be written ({error}); "
+                    f"they are kept in {place}"
+                ) from None
     return todo.copy
 
 
@@ -223,13 +247,26 @@ def _check_results(folder, names, own_claims):
         raise RunError("; ".join(found))
 
 
-def _publish(source, target):
-    """Move the results of a run to their place and remove those the notebook no longer has."""
+def _publish(source, target, copy):
+    """Move the results of a run to their place and remove those the notebook no longer has.
+
+    All are written before the first takes its name. An executed copy of an earlier run goes with
+    that run's figures.
+    """
     files = [path for path in source.glob("*") if path.suffix in RESULTS]
-    for path in files:
-        provenance.write(target / path.name, path.read_bytes())
+    parts = {path.name: target / f".{path.name}.{os.getpid()}" for path in files}
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        for path in files:
+            parts[path.name].write_bytes(path.read_bytes())
+        copy.unlink(missing_ok=True)
+        for name, part in parts.items():
+            os.replace(part, target / name)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     for path in target.glob("*"):
-        if path.suffix in RESULTS and path.name not in {file.name for file in files}:
+        if path.suffix in RESULTS and path.name not in parts:
             path.unlink()
 
 
@@ -237,18 +274,45 @@ def _write_notebook(path, notebook):
     provenance.write(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-def update(project, name):
-    """Run the default profile and write its outputs back into the notebook itself."""
-    copy = execute(project, name)
-    notebook, executed = project.read(name), nbformat.read(copy, as_version=4)
+def update(project, name, cell_timeout=None):
+    """Run the default profile and write its outputs back into the notebook itself.
+
+    Parameters
+    ----------
+    project, name, cell_timeout
+        See `execute`.
+
+    Raises
+    ------
+    ProjectError, RunError
+        See `execute`. If the notebook was edited during the run, or cannot be written, it stays as
+        it is; the executed copy holds the outputs.
+    """
+    path = project.notebook(name).resolve()  # a link stays one
+    targets.check_writable(path.parent)
+    copy = execute(project, name, cell_timeout=cell_timeout)
+    notebook, executed = project.read(name), read_notebook(copy)
+    if [(c.cell_type, c.source) for c in notebook.cells] != [
+        (c.cell_type, c.source) for c in executed.cells
+    ]:
+        raise RunError(
+            f"{path} was edited during the run and is left as it is; the run is in {copy}"
+        )
     for cell, ran in zip(notebook.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     normalise(notebook, keep_stderr=False)
-    notebook.metadata["xaiutils"] = {results.SEAL: results.notebook_seal(notebook)}
-    _write_notebook(project.notebook(name), notebook)
-    # Make compares times: the copy is the run of the notebook just written.
-    os.utime(copy)
+    with stopping.held():
+        try:
+            notebook.metadata[targets.MARK] = {results.SEAL: results.notebook_seal(notebook)}
+            _write_notebook(path, notebook)
+            # Make compares times: the copy is the run of the notebook just written.
+            os.utime(copy)
+        except OSError as error:
+            raise RunError(
+                f"{path} could not be written ({first_line(error)}) and is as it was; "
+                f"the run is in {copy}"
+            ) from None
 
 
 def prepare(project, profile, folder):
@@ -261,25 +325,43 @@ def prepare(project, profile, folder):
     profile : str
         See `notebooks.PROFILES`.
     folder : Path
-        Where the copies go; other notebooks there are removed.
+        Where the copies go; other prepared copies there are removed.
+
+    Raises
+    ------
+    ProjectError
+        If something is not allowed, or the folder is that of the notebooks, holds notebooks that
+        were not prepared, or cannot be written to; nothing was changed then.
     """
-    folder = Path(folder)
-    for path in folder.glob("*.ipynb"):
-        path.unlink()
-    for name in project.names():
-        notebook = project.read(name)
-        overrides = project.overrides(profile, name, parameters(notebook))
-        code_trees(notebook)
-        copy = papermill.execute_notebook(
-            notebook,
-            None,
-            parameters=overrides,
-            kernel_name="python3",
-            language="python",
-            prepare_only=True,
-        )
-        normalise(copy)
-        for cell in copy.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        _write_notebook(folder / f"{name}.ipynb", copy)
+    folder = Path(folder).absolute()
+    targets.check_folder(project, folder)
+    targets.check_writable(folder)
+    copies = {f"{name}.ipynb": _prepared(project, profile, name) for name in project.names()}
+    try:
+        for file, copy in copies.items():
+            _write_notebook(folder / file, copy)
+        for path in folder.glob("*.ipynb"):
+            if path.name not in copies:
+                path.unlink()
+    except OSError as error:
+        raise ProjectError(f"cannot write to {folder}: {first_line(error)}") from None
+
+
+def _prepared(project, profile, name):
+    notebook = project.read(name)
+    overrides = project.overrides(profile, name, parameters(notebook))
+    code_trees(notebook)
+    copy = papermill.execute_notebook(
+        notebook,
+        None,
+        parameters=overrides,
+        kernel_name="python3",
+        language="python",
+        prepare_only=True,
+    )
+    normalise(copy)
+    copy.metadata[targets.MARK] = {"prepared": profile}
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return copy
