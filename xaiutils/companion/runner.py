@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import papermill
 
-from xaiutils.companion import claims, ledger, provenance, results, scratch, stopping, targets
+from xaiutils.companion import ledger, provenance, results, scratch, stopping, targets
 from xaiutils.companion.kernel import RunError, run_cells
 from xaiutils.companion.notebooks import (
     ProjectError,
@@ -105,7 +105,7 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
     notebook = project.read(name)
     declared = parameters(notebook)
     names = figure_names(notebook)
-    own_claims = {c.id for c in claims.load(project.ledger).values() if c.notebook == name}
+    own_claims = {c.id for c in ledger.load(project.ledger).values() if c.notebook == name}
     overrides = project.overrides(profile, name, declared)
     overrides |= {key: lookup(declared, key).parse(text) for key, text in given}
     label = f"{profile}-custom" if given or output else profile
