@@ -1,5 +1,6 @@
 """Every function of the science against its slow definition, and none without one."""
 
+import importlib
 import sys
 from dataclasses import dataclass
 
@@ -53,12 +54,12 @@ def test_what_is_asked_for_is_what_is_public():
 
 @pytest.fixture
 def write_module(tmp_path, monkeypatch):
-    """Function that imports a module of the given source, as a part of the package."""
+    """Function that imports a module of the given source."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def made(source):
         (tmp_path / "fresh_science.py").write_text(source)
-        module = __import__("fresh_science")
+        module = importlib.import_module("fresh_science")
         monkeypatch.delitem(sys.modules, "fresh_science")
         return module
 

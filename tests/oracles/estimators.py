@@ -143,6 +143,15 @@ def explain_as_the_package(model, x, components, *, targets, n_samples, seed, fi
     return {**found, "masks": masks == 1, "outputs": outputs, "weights": weights}
 
 
+def rounds(explanation):
+    """What the stop rule decides."""
+    return {
+        "n": len(explanation.masks),
+        "converged": explanation.converged,
+        "coef": explanation.coef,
+    }
+
+
 def settled(stop, coef, covariance, looks):
     """The rule of `stop` for one output; the risk is shared by all `looks`."""
     if stop.stderr is not None:
@@ -179,7 +188,7 @@ def explain_until(model, x, components, *, targets, n_samples, stop, seed):
         met = all(settled(stop, coef, covariance, looks) for coef, covariance in each)
         if met:
             break
-    return {"n": min(n, looks * n_samples), "converged": met, "coef": found["coef"]}
+    return {"n": n, "converged": met, "coef": found["coef"]}
 
 
 def fits(rng):
@@ -207,15 +216,6 @@ def met(coefs, covariances, stop, looks):
             for fit in zip(coefs, covariances, strict=True)
         ]
     )
-
-
-def rounds(explanation):
-    """What the stop rule decides."""
-    return {
-        "n": len(explanation.masks),
-        "converged": explanation.converged,
-        "coef": explanation.coef,
-    }
 
 
 # --- sets of superpixels --------------------------------------------------------------------------
