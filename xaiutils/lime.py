@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.stats import norm
@@ -17,6 +18,7 @@ from scipy.stats import norm
 from xaiutils import designs, limit
 from xaiutils.perturb import Components, Filler, _numpy, evaluate, fill
 from xaiutils.runtime import one_blas_thread
+from xaiutils.storage import Storable
 
 EPS = np.finfo(np.float64).eps
 MAX_CONDITION = 1e14  # of the equations of a fit: beyond, the masks do not determine it
@@ -109,8 +111,10 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Storable):
     """A fitted explanation. Leading axis T only if `targets` was a sequence.
+
+    `save` and `load` keep it in a file, `to_dict` turns it into JSON types.
 
     Attributes
     ----------
@@ -144,6 +148,18 @@ class Explanation:
     outputs: np.ndarray
     converged: bool | None = None
     unchanged: np.ndarray | None = None
+
+    _AXES: ClassVar = {
+        "masks": ("b", "n d"),
+        "weights": ("f", "n"),
+        "outputs": ("f", "n T"),
+        "intercept": ("f", "T"),
+        "coef": ("f", "T d"),
+        "score": ("f", "T"),
+        "covariance": ("f", "T d+1 d+1"),
+        "converged": ("b?", ""),
+        "unchanged": ("b?", "d"),
+    }
 
     @property
     def stderr(self) -> np.ndarray:
