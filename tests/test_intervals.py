@@ -1,6 +1,7 @@
 """Bootstrap, nested and Wilson intervals against spelled-out definitions."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -187,3 +188,134 @@ def test_wilson_is_the_score_interval():
 def test_nothing_to_draw_is_refused(arguments):
     with pytest.raises(ValueError, match="at least one row and one draw"):
         intervals.resamples(**arguments)
+
+
+# --- one unit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "units", "value"),
+    [
+        ([0.3], None, 0.3),
+        ([0.2, 0.4], [7, 7], 0.3),
+        ([2, 2, 2], ["song"] * 3, 2),
+        ([True], None, 1),
+        ([True, False, True, True], [1] * 4, 0.75),
+        (np.array([[1.0, 2.0], [3.0, 6.0]]), [0, 0], [2, 4]),
+    ],
+)
+def test_one_unit_says_nothing_of_others(values, units, value):
+    found = intervals.mean(values, units)
+    assert_allclose(found.value, value)
+    assert np.shape(found.low) == np.shape(found.high) == np.shape(value)
+    assert np.isnan(found.low).all() and np.isnan(found.high).all() and found.n == 1
+
+
+def test_one_row_has_no_nested_interval():
+    for groups in (None, [3]):
+        found = intervals.nested([0.3], groups)
+        assert found.value == 0.3 and np.isnan(found[1:3]).all() and found.n == 1
+    two = intervals.nested([0.3, 0.5], [0, 1])
+    assert two == (0.4, 0.3, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [([3.0], [1.0]), ([3.0], [1.0, 2.0, 9.0]), ([4.0, 6.0], [1.0])]
+)
+def test_a_table_of_one_row_has_no_spread_to_know(first, second):
+    found = intervals.two_samples(minus, first, second, paired=False)
+    assert found.value == pytest.approx(np.mean(first) - np.mean(second))
+    assert np.isnan(found[1:3]).all() and found.n == 1
+    if len(first) == len(second):
+        assert np.isnan(intervals.two_samples(minus, first, second, paired=True).low)
+
+
+def test_an_undefined_interval_is_said_to_be_undefined():
+    assert intervals.mean([0.3]).text() == "0.30 [undefined]"
+    assert intervals.mean([0.3, 0.5]).text(1) == "0.4 [0.3, 0.5]"
+    assert intervals.mean([]).text() == "nan [nan, nan]"
+
+
+def test_there_is_one_unit_for_each_row():
+    for units in ([7], [1, 2], np.ones((3, 1))):
+        with pytest.raises(ValueError, match=r"one per row, \(3,\), got shape"):
+            intervals.mean([1, 2, 3], units)
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hits", [0, 1, 5, 9, 10])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize("estimate", [intervals.mean, intervals.nested])
+def test_a_share_has_the_hull_of_bootstrap_and_wilson(hits, level, estimate):
+    values = np.arange(10) < hits
+    found = estimate(values, level=level, seed=2)
+    bootstrap = intervals.mean(values.astype(float), level=level, seed=2)
+    low, high = intervals.wilson(hits, 10, level)
+    assert found.value == hits / 10 and found.n == 10
+    assert found.low == min(bootstrap.low, low) and found.high == max(bootstrap.high, high)
+    assert found.low < found.high
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [True] * 10,
+        tuple([np.True_] * 10),
+        pd.Series([True] * 10),
+        pd.Series([True] * 10, dtype="boolean"),
+        np.array([True] * 10, object),
+    ],
+)
+def test_yes_or_no_is_known_by_its_type(values):
+    for found in (intervals.mean(values), intervals.nested(values, np.arange(10) % 2)):
+        assert found[:1] + found[2:] == (1, 1, 10)
+        assert found.low == pytest.approx(0.7225, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
+def test_numbers_are_no_shares(value):
+    # differences of 0 in all images may be negative in others: no interval of a share is theirs
+    assert intervals.mean([value] * 10)[:3] == (value, value, value)
+
+
+def test_a_share_of_all_rows_counts_units_not_rows():
+    songs = np.repeat(np.arange(4), 25)
+    low, high = intervals.wilson([0, 4], 4)
+    none, every = intervals.mean(np.zeros(100, bool), songs), intervals.mean(songs >= 0, songs)
+    assert none[:2] == (0, 0) and none.high == high[0] and none.n == 4
+    assert every.low == low[1] and every.high == every.value == 1
+    single = intervals.mean(np.ones(4, bool))
+    assert single == every
+
+
+def test_other_shares_of_units_with_several_rows_are_those_of_the_bootstrap():
+    hits, songs = np.random.default_rng(3).random(60) < 0.7, np.repeat(np.arange(6), 10)
+    assert intervals.mean(hits, songs) == intervals.mean(hits.astype(float), songs)
+
+
+def test_columns_of_shares_are_treated_one_by_one():
+    hits = np.random.default_rng(4).random((12, 3)) < [0.5, 1.1, 0.0]
+    found = intervals.mean(hits)
+    for column in range(3):
+        alone = intervals.mean(hits[:, column])
+        assert [part[column] for part in found[:3]] == list(alone[:3])
+
+
+@pytest.mark.parametrize("p", [0.6, 0.9, 0.98])
+def test_intervals_of_shares_cover(p):
+    # the bootstrap alone covers 70 % at p = 0.98: where all 30 are hits it has no width
+    rng = np.random.default_rng(5)
+    samples = rng.random((300, 30)) < p
+    covered = [found.low <= p <= found.high for found in map(intervals.mean, samples)]
+    assert np.mean(covered) > 0.93
+
+
+def test_nested_shares_count_rows_beside_groups():
+    groups = np.repeat([0, 1, 2], 20)
+    found = intervals.nested(np.ones(60, bool), groups)
+    assert found.low == intervals.wilson(60, 60)[0] and found.high == 1
+    differing = intervals.nested(np.arange(60) % 20 < 6 * (1 + groups), groups)
+    bootstrap = intervals.nested((np.arange(60) % 20 < 6 * (1 + groups)).astype(float), groups)
+    assert differing[1:3] == bootstrap[1:3]  # wide, as the groups differ

@@ -27,7 +27,19 @@ def draw(n: int, d: int, design: str, rng: np.random.Generator) -> np.ndarray:
     ------
     ValueError
         If the design is unknown or cannot have n rows; names the sizes it can have.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xaiutils import designs
+    >>> designs.draw(4, 5, "paired", np.random.default_rng(0)).astype(int)
+    array([[0, 1, 1, 1, 0],
+           [1, 0, 0, 0, 1],
+           [0, 0, 0, 0, 0],
+           [1, 1, 1, 1, 1]])
     """
+    if n < 1 or d < 1:
+        raise ValueError(f"n and d must be positive, got {n} masks of {d} components")
     if design == "iid":
         return rng.random((n, d)) < 0.5
     if design == "paired":

@@ -76,12 +76,31 @@ def summary(
     -------
     DataFrame
         Columns method, quantity, value, low, high, n (images). A ratio whose denominator is 0
-        is NaN; such draws are left out of its interval.
+        is NaN; such draws are left out of its interval. Of one image all intervals are NaN.
 
     Raises
     ------
     ValueError
         If the curves cannot be paired or a parameter is out of range.
+
+    Examples
+    --------
+    A map that ranks by what the model adds up, against one that ranks the other way round:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from xaiutils import fidelity
+    >>> def model(batch):
+    ...     total = batch.sum(dim=1)
+    ...     return torch.stack([total, torch.ones_like(total)], dim=1)
+    >>> x = np.array([[0.7, 0.5, 0.3, 0.1], [0.2, 0.1, 0.4, 2.0], [0.3, 0.3, 0.3, 0.2]])
+    >>> maps = {"value": x, "minus value": -x}
+    >>> found = fidelity.curves(model, x, np.zeros(3, int), maps, filler=0.0, steps=4)
+    >>> table = fidelity.summary(found).query("quantity == 'F'")
+    >>> print(table.round(2).to_string(index=False))
+         method quantity  value   low  high  n
+          value        F   0.42  0.00  0.75  3
+    minus value        F  -0.42 -0.75  0.00  3
     """
     n = _paired(curves)
     values = _quantities(curves, _weights(n, draws, level, seed), measure, random, f_max)
@@ -251,7 +270,7 @@ def _weights(n, draws, level, seed):
 
 def _estimate(drawn, level, n) -> Estimate:
     value, resampled = float(drawn[0]), drawn[1:][~np.isnan(drawn[1:])]
-    if not resampled.size:
+    if n == 1 or not resampled.size:  # one image says nothing of others
         return Estimate(value, np.nan, np.nan, n)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), n)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from xaiutils import perturb
 from xaiutils.perturb import Components, Filler
+from xaiutils.storage import Storable
 
 ORDERS = ("mif", "lif")
 MEASURES = {  # name of a measure: field of `Curves`
@@ -27,8 +29,10 @@ MEASURES = {  # name of a measure: field of `Curves`
 
 
 @dataclass(frozen=True)
-class Curves:
+class Curves(Storable):
     """What the model said about n images at K + 1 hidden fractions, in each of O orders.
+
+    `save` and `load` keep it in a file, `to_dict` turns it into JSON types.
 
     Attributes
     ----------
@@ -51,6 +55,17 @@ class Curves:
     logit_label: np.ndarray
     logit_predicted: np.ndarray
     predicted: np.ndarray
+
+    _AXES: ClassVar = {
+        "fractions": ("f", "steps"),
+        "orders": ("U", "orders"),
+        "correct": ("b", "n orders steps"),
+        "probability_label": ("f", "n orders steps"),
+        "probability_predicted": ("f", "n orders steps"),
+        "logit_label": ("f", "n orders steps"),
+        "logit_predicted": ("f", "n orders steps"),
+        "predicted": ("iu", "n"),
+    }
 
     def curve(self, order: str, measure: str = "accuracy") -> np.ndarray:
         """One row per image, (n, K+1).
@@ -150,6 +165,22 @@ def curves(
     ------
     ValueError
         If shapes, labels, orders or filler do not fit, or a score is NaN.
+
+    Examples
+    --------
+    Class 0 wins while the sum of what is shown exceeds 1. It is lost at once if the largest
+    numbers go first, and late if they go last:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from xaiutils import fidelity
+    >>> def model(batch):
+    ...     total = batch.sum(dim=1)
+    ...     return torch.stack([total, torch.ones_like(total)], dim=1)
+    >>> x = np.array([[0.7, 0.5, 0.3, 0.1]])
+    >>> found = fidelity.curves(model, x, np.array([0]), scores=x, filler=0.0, steps=4)
+    >>> found.curve("mif").astype(int), found.curve("lif").astype(int)
+    (array([[1, 0, 0, 0, 0]]), array([[1, 1, 1, 0, 0]]))
     """
     x, y = _array(x), _array(y)
     if x.ndim < 2 or len(x) == 0:

@@ -14,7 +14,8 @@ DRAWS = 2000
 class Estimate(NamedTuple):
     """A value, its interval [low, high], and the number n of independent units behind it.
 
-    `value`, `low` and `high` are numbers, or arrays of one shape.
+    `value`, `low` and `high` are numbers, or arrays of one shape. `low` and `high` are NaN where
+    the interval is undefined: a single unit says nothing of how others differ.
     """
 
     value: float | np.ndarray
@@ -23,7 +24,9 @@ class Estimate(NamedTuple):
     n: int
 
     def text(self, digits: int = 2) -> str:
-        """Such as "0.41 [0.30, 0.52]"."""
+        """Such as "0.41 [0.30, 0.52]", or "0.41 [undefined]"."""
+        if np.isnan(self.low) and not np.isnan(self.value):
+            return f"{self.value:.{digits}f} [undefined]"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
@@ -55,6 +58,12 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     Estimates from the same number of rows, units and seed share their resamples: differences
     are paired if their rows are.
 
+    A bootstrap of hits alone, or of misses alone, has no width. So if values are of type bool, a
+    share, the interval is the hull of the bootstrap's and Wilson's: over rows if each is a unit;
+    over units, and only for a share of 0 or 1, if they have several rows. The latter counts each
+    unit as a single trial, which is cautious. Numbers that happen to be 0 or 1 are no shares: a
+    difference of 0 may be negative in other units.
+
     Parameters
     ----------
     values : (rows, ...) array
@@ -64,23 +73,48 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     Returns
     -------
     Estimate
-        Of the shape of one row. Of no rows: NaN, with n = 0.
+        Of the shape of one row. Of no rows: NaN, with n = 0. Of one unit the interval is NaN.
+
+    Raises
+    ------
+    ValueError
+        If there is not one unit per row.
+
+    Examples
+    --------
+    >>> from xaiutils import intervals
+    >>> intervals.mean([0.2, 0.4, 0.4, 0.9]).text()
+    '0.47 [0.25, 0.78]'
+    >>> intervals.mean([True] * 10).text()
+    '1.00 [0.72, 1.00]'
+    >>> intervals.mean([0.2, 0.4], units=["one song", "one song"]).text()
+    '0.30 [undefined]'
     """
-    values = np.asarray(values, float)
+    values, is_share = np.asarray(values, float), _is_share(values)
     if not len(values):
         nothing = np.full(values.shape[1:], np.nan)[()]
         return Estimate(nothing, nothing, nothing, 0)
     units = np.arange(len(values)) if units is None else np.asarray(units)
+    if units.shape != (len(values),):
+        raise ValueError(f"units must be one per row, ({len(values)},), got shape {units.shape}")
+    n, value = len(np.unique(units)), values.mean(axis=0)
+    if n == 1:
+        unknown = np.full(value.shape, np.nan)[()]
+        return Estimate(value[()], unknown, unknown, 1)
     counts = resamples(units, draws=draws, seed=seed)
     flat = values.reshape(len(values), -1)
     means = counts @ flat / counts.sum(axis=1, keepdims=True)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    value = values.mean(axis=0)
     # Equal rows have equal means but for rounding, which must not push the value out.
     low = np.minimum(low.reshape(value.shape), value)
     high = np.maximum(high.reshape(value.shape), value)
-    return Estimate(value[()], low[()], high[()], len(np.unique(units)))
+    if is_share:
+        least, most = wilson(np.rint(value * n).astype(int), n, level)
+        known = (n == len(values)) | (value == 0) | (value == 1)
+        low = np.where(known, np.minimum(low, least), low)
+        high = np.where(known, np.maximum(high, most), high)
+    return Estimate(value[()], low[()], high[()], n)
 
 
 def nested(
@@ -89,7 +123,8 @@ def nested(
     """Mean over rows with a bootstrap that draws groups first, then rows within each.
 
     For images explained by several trainings: the interval holds the spread of the trainings and
-    that of the images. Few groups make it wide, as they should.
+    that of the images. Few groups make it wide, as they should. For values of type bool, a share,
+    it is the hull with Wilson's interval over all rows.
 
     Parameters
     ----------
@@ -100,12 +135,13 @@ def nested(
     Returns
     -------
     Estimate
-        Of the mean of the groups' means; n is the number of rows. Of no rows: NaN, with n = 0.
+        Of the mean of the groups' means; n is the number of rows. Of no rows: NaN, with n = 0. Of
+        one row the interval is NaN.
     """
-    values = np.asarray(values, float)
     names = [None] if groups is None else np.unique(groups)
     if groups is None or len(names) < 2 or not len(values):
         return mean(values, level=level, draws=draws, seed=seed)
+    values, is_share = np.asarray(values, float), _is_share(values)
     rng = np.random.default_rng(seed)
     parts = [values[np.asarray(groups) == name] for name in names]
     chosen = rng.integers(len(parts), size=(draws, len(parts)))
@@ -118,7 +154,10 @@ def nested(
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
     value = float(np.mean([part.mean() for part in parts]))
-    return Estimate(value, min(low, value), max(high, value), len(values))
+    bounds = [low, high, value]
+    if is_share:
+        bounds += wilson(int(values.sum()), len(values), level)
+    return Estimate(value, float(min(bounds)), float(max(bounds)), len(values))
 
 
 def two_samples(
@@ -137,7 +176,8 @@ def two_samples(
     Returns
     -------
     Estimate
-        n is the number of rows, of both tables if they are not paired.
+        n is the number of rows, of both tables if they are not paired. If a table has a single
+        row, nothing is known of its spread: the interval is NaN and n is 1.
 
     Raises
     ------
@@ -147,12 +187,14 @@ def two_samples(
     parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
     if paired and len(parts[0]) != len(parts[1]):
         raise ValueError(f"paired tables must be as long: {len(parts[0])}, {len(parts[1])} rows")
+    value = float(statistic(np.concatenate([part.mean(0) for part in parts])))
+    if 1 in map(len, parts):
+        return Estimate(value, np.nan, np.nan, 1)
     seeds = (seed, seed if paired else seed + 1)
     draws = [
         resamples(len(part), seed=s) @ part / len(part)
         for part, s in zip(parts, seeds, strict=True)
     ]
-    value = float(statistic(np.concatenate([part.mean(0) for part in parts])))
     low, high = np.percentile(statistic(np.concatenate(draws, axis=1)), [2.5, 97.5])
     n = len(parts[0]) if paired else sum(map(len, parts))
     return Estimate(value, min(low, value), max(high, value), n)
@@ -165,9 +207,24 @@ def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     ----------
     successes, n : ints or int arrays that broadcast
     level : float in (0, 1)
+
+    Examples
+    --------
+    >>> from xaiutils import intervals
+    >>> low, high = intervals.wilson([0, 5, 10], 10)
+    >>> low.round(2), high.round(2)
+    (array([0.  , 0.24, 0.72]), array([0.28, 0.76, 1.  ]))
     """
 
     def interval(k, trials):
         return tuple(binomtest(k, trials).proportion_ci(level, "wilson"))
 
     return np.vectorize(interval, otypes=[float, float])(successes, n)
+
+
+def _is_share(values) -> bool:
+    """Whether values are yes or no by their type, be it bool or a table's nullable boolean."""
+    values = np.asarray(values)
+    return values.dtype == bool or (
+        values.dtype == object and all(isinstance(v, bool | np.bool_) for v in values.flat)
+    )

@@ -10,25 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.stats import norm
 
 from xaiutils import designs, limit
-from xaiutils.perturb import Components, Filler, _numpy, evaluate
+from xaiutils.perturb import Components, Filler, _numpy, evaluate, fill
 from xaiutils.runtime import one_blas_thread
+from xaiutils.storage import Storable
+
+EPS = np.finfo(np.float64).eps
+MAX_CONDITION = 1e14  # of the equations of a fit: beyond, the masks do not determine it
+ROUNDING = 16  # relative spread, in machine epsilons, at which outputs still count as constant
 
 
 @dataclass(frozen=True)
 class Stop:
     """When enough masks are drawn.
 
+    No rule is met before there are more masks than unknowns, d + 1 (more pairs, if masks come in
+    pairs), nor while an explained output has not varied at all: `fit` then gives no covariance.
+
     Attributes
     ----------
     stderr : float, optional
         Stop when no coefficient's standard error is larger.
     top_k : int, optional
-        Stop when coefficients k and k + 1 (in decreasing order) differ at `level`.
+        Stop when coefficients k and k + 1 (in decreasing order, whatever their signs) differ at
+        `level`. There must be more than k components.
     level : float
         Two-sided confidence of the `top_k` rule over all its looks at the data together.
     max_samples : int
@@ -38,6 +48,26 @@ class Stop:
     ------
     ValueError
         If not exactly one rule is given, or a number is out of range.
+
+    Examples
+    --------
+    The two largest of four effects are told from the others; where ranks 2 and 3 tie, no number
+    of masks can tell:
+
+    >>> import numpy as np
+    >>> from xaiutils import lime
+    >>> from xaiutils.perturb import Components
+    >>> def energy(batch):
+    ...     return batch.square().sum(dim=1, keepdim=True)
+    >>> stop = lime.Stop(top_k=2, max_samples=1000)
+    >>> for x in ([0.2, 0.4, 0.6, 0.8], [0.2, 0.6, 0.6, 0.8]):
+    ...     found = lime.explain(
+    ...         energy, np.array(x), Components(np.arange(4)), targets=0, filler=0.0,
+    ...         n_samples=100, stop=stop,
+    ...     )
+    ...     print(found.converged, len(found.masks))
+    True 100
+    False 1000
     """
 
     stderr: float | None = None
@@ -51,12 +81,15 @@ class Stop:
         for name in ("stderr", "top_k", "max_samples"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if self.top_k is not None and not isinstance(self.top_k, int | np.integer):
+            raise ValueError(f"top_k must be an integer, got {self.top_k!r}")
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {self.level!r}")
 
     def met(self, coef: np.ndarray, covariance: np.ndarray, looks: int = 1) -> bool:
         """Whether every explained output, coef (T, d), covariance (T, d+1, d+1), is settled.
 
+        Not if a covariance is NaN, nor with `top_k` for equal coefficients or d <= `top_k`.
         `looks` is how often the rule may be asked in all: the risk 1 - `level` is shared by them
         (Bonferroni), or ties would be told apart by asking often enough.
         """
@@ -69,17 +102,19 @@ class Stop:
         )
 
     def _separated(self, coef, covariance, quantile):
-        order = np.argsort(-coef)
         if self.top_k >= len(coef):
-            return True
+            return False
+        order = np.argsort(-coef)
         i, j = order[self.top_k - 1], order[self.top_k]
         variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-        return coef[i] - coef[j] >= quantile * np.sqrt(variance)
+        return coef[i] - coef[j] > quantile * np.sqrt(np.maximum(variance, 0))
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Storable):
     """A fitted explanation. Leading axis T only if `targets` was a sequence.
+
+    `save` and `load` keep it in a file, `to_dict` turns it into JSON types.
 
     Attributes
     ----------
@@ -87,16 +122,21 @@ class Explanation:
     coef, stderr : (d,) or (T, d)
         Coefficient of each component and its standard error (sandwich formula). Under the
         orthogonal design it is an upper bound, often several times too large: the formula
-        does not know that the rows balance each other.
+        does not know that the rows balance each other. NaN where nothing is known of it, see
+        `fit`.
     covariance : (d + 1, d + 1) or (T, d + 1, d + 1)
         Of (intercept, coefficients).
     score : () or (T,)
-        Weighted R^2 of the fit, at most 1; NaN if the outputs do not vary.
+        Weighted R^2 of the fit, at most 1; NaN if the output does not vary: then the
+        coefficients are 0.
     masks : (n, d) bool
     weights : (n,)
     outputs : (n,) or (n, T)
     converged : bool or None
         Whether the stop rule was met; None without one.
+    unchanged : (d,) bool or None
+        Components that look the same hidden as kept, such as a flat superpixel replaced by its
+        mean: their coefficients hold nothing but noise. None if the filler is a callable.
     """
 
     intercept: np.ndarray
@@ -107,6 +147,19 @@ class Explanation:
     weights: np.ndarray
     outputs: np.ndarray
     converged: bool | None = None
+    unchanged: np.ndarray | None = None
+
+    _AXES: ClassVar = {
+        "masks": ("b", "n d"),
+        "weights": ("f", "n"),
+        "outputs": ("f", "n T"),
+        "intercept": ("f", "T"),
+        "coef": ("f", "T d"),
+        "score": ("f", "T"),
+        "covariance": ("f", "T d+1 d+1"),
+        "converged": ("b?", ""),
+        "unchanged": ("b?", "d"),
+    }
 
     @property
     def stderr(self) -> np.ndarray:
@@ -165,7 +218,25 @@ def explain(
     Raises
     ------
     ValueError
-        If an argument is out of range, or if the masks cannot determine the fit.
+        If an argument is out of range, if hiding changes no component (a filler that equals the
+        input, such as "mean" for components of one position), if outputs are not finite, or if the
+        masks cannot determine the fit.
+
+    Examples
+    --------
+    The model adds up squares, so each component has the effect of its own square:
+
+    >>> import numpy as np
+    >>> from xaiutils import lime
+    >>> from xaiutils.perturb import Components
+    >>> def energy(batch):
+    ...     return batch.square().sum(dim=1, keepdim=True)
+    >>> x, components = np.array([0.2, 0.4, 0.6, 0.8]), Components(np.arange(4))
+    >>> found = lime.explain(energy, x, components, targets=0, filler=0.0, ridge=0.0)
+    >>> found.coef.round(2)
+    array([0.04, 0.16, 0.36, 0.64])
+    >>> sorted(lime.top_k(found.coef, 2))
+    [2, 3]
     """
     single = isinstance(targets, int | np.integer)
     columns = [int(targets)] if single else [int(t) for t in targets]
@@ -173,8 +244,8 @@ def explain(
         raise ValueError("package_exact draws one round of independent masks: no design, no stop")
     if not columns or min(columns) < 0:
         raise ValueError(f"targets must be outputs of the model, counted from 0, got {targets!r}")
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be positive, got {n_samples}")
+    if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}")
     if stop is not None and stop.max_samples < n_samples:
         raise ValueError(
             f"max_samples={stop.max_samples} of the stop rule is less than one round of "
@@ -182,12 +253,25 @@ def explain(
         )
     looks = 1 if stop is None else stop.max_samples // n_samples
     d = components.d
+    if stop is not None and stop.top_k is not None and stop.top_k >= d:
+        raise ValueError(
+            f"top_k={stop.top_k} of the stop rule must be less than the number of components, {d}"
+        )
     if package_exact:
         filler = _package_fill(x, components) if _is_mean(filler) else filler
         generator = np.random.RandomState(seed)
         generator.randint(0, high=1000)  # the package draws a seed for its segmentation first
     else:
         generator = np.random.default_rng(seed)
+    # What cannot succeed should not cost a call of the model.
+    _check_width(kernel_width)
+    _check_determined(looks * n_samples, d, ridge)
+    unchanged = _unchanged(x, components, filler)
+    if unchanged is not None and unchanged.all():
+        raise ValueError(
+            f"filler equals the input in all {d} components, so hiding would change nothing; give "
+            'another number, array or callable ("mean" suits components that are not flat)'
+        )
 
     def more():
         if package_exact:
@@ -199,29 +283,36 @@ def explain(
             model, x, components, masks, filler,
             batch_size=batch_size, device=device, outputs=columns,
         )  # fmt: skip
-        return masks, outputs.astype(np.float64)
+        return masks, outputs
 
-    masks, outputs = more()
-    while True:
+    group, drawn, enough = 2 if design == "paired" else 1, [], d + 1
+    for left in reversed(range(looks)):  # rounds that may still come
+        masks, outputs = map(np.concatenate, zip(*drawn, more(), strict=True))
+        drawn = [(masks, outputs)]
+        if left and len(masks) // group <= enough:
+            continue  # no rule can be met yet, or hardly anything is new
         weights = kernel(masks, kernel_width)
-        group = 2 if design == "paired" else 1
-        intercept, coef, score, covariance = fit(masks, weights, outputs, ridge, group=group)
-        converged = None if stop is None else stop.met(coef, covariance, looks)
-        if converged is not False or len(masks) + n_samples > stop.max_samples:
+        try:
+            fitted = fit(masks, weights, outputs, ridge, group=group)
+        except _Undetermined:
+            if not left:
+                raise
+            continue
+        converged = None if stop is None else stop.met(fitted[1], fitted[3], looks)
+        if converged:
             break
-        new_masks, new_outputs = more()
-        masks, outputs = np.vstack([masks, new_masks]), np.vstack([outputs, new_outputs])
+        enough = 1.001 * len(masks) // group
+    intercept, coef, score, covariance = fitted
     pick = 0 if single else slice(None)
     return Explanation(
         intercept[pick], coef[pick], score[pick], covariance[pick],
-        masks, weights, outputs[:, pick], converged,
+        masks, weights, outputs[:, pick].astype(np.float64), converged, unchanged,
     )  # fmt: skip
 
 
 def kernel(masks, width: float = 0.25) -> np.ndarray:
     """Weight of each mask (n, d), in [0, 1]: `limit.psi` of its share of hidden components."""
-    if not width > 0:
-        raise ValueError(f"kernel_width must be positive, got {width!r}")
+    _check_width(width)
     return limit.psi(1 - np.asarray(masks, bool).mean(axis=1), width)
 
 
@@ -233,7 +324,10 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1):
     ----------
     masks : (n, d)
     weights : (n,)
+        Not negative.
     outputs : (n, T)
+        Finite. Outputs that differ by rounding alone, in the precision of their dtype, count as
+        constant.
     ridge : float
     group : int
         Consecutive rows that depend on each other (2 for antithetic pairs).
@@ -243,43 +337,129 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1):
     intercept (T,), coef (T, d), score (T,), covariance (T, d + 1, d + 1)
         cov = G^-1 M G^-1 with G the penalised Gram matrix and M the outer products of
         weight x residual x row, summed within groups; times n / (n - d - 1), without which
-        a fit with few masks per component looks too sure.
+        a fit with few masks per component looks too sure. It is NaN where the residuals say
+        nothing: unless there are more groups than d + 1 and more distinct masks (or all 2^d), and
+        for a constant output, whose coefficients are exactly 0 and whose score is NaN.
 
     Raises
     ------
     ValueError
-        If `ridge` is negative or the fit is not determined (too few masks without a ridge).
+        If `ridge` is negative, shapes do not fit, weights or outputs are not as above, or the fit
+        is not determined (too few masks without a ridge).
     """
-    if ridge < 0:
-        raise ValueError(f"ridge must not be negative, got {ridge!r}")
-    rows = np.hstack([np.ones((len(masks), 1)), np.asarray(masks, np.float64)])
-    n, columns = rows.shape
-    weighted = rows * weights[:, None]
-    gram = weighted.T @ rows
-    gram[np.arange(1, columns), np.arange(1, columns)] += ridge
-    try:
-        if np.linalg.cond(gram) > 1e14:
-            raise np.linalg.LinAlgError
-        inverse = np.linalg.inv(gram)
-    except np.linalg.LinAlgError:
-        raise ValueError(
-            f"{n} masks do not determine {columns - 1} coefficients with ridge={ridge}: "
-            "raise n_samples, ridge or kernel_width"
-        ) from None
-    beta = np.linalg.solve(gram, weighted.T @ outputs)  # (d + 1, T)
-    residual = outputs - rows @ beta
+    masks, weights = np.asarray(masks, np.float64), np.asarray(weights, np.float64)
+    outputs, noise = _outputs(outputs, masks, weights)
+    (n, d), targets = masks.shape, outputs.shape[1]
+    _check_determined(n, d, ridge)
+    # Rows of smaller weight are lost in the rounding of sums over all rows.
+    heard = weights > EPS * weights.max()
+    size = np.abs(outputs[heard]).max(axis=0)
+    constant = np.ptp(outputs[heard], axis=0) <= noise * size
+    covariance = np.full((targets, d + 1, d + 1), np.nan)
+    if n <= d:
+        beta = _dual(masks, weights, outputs, ridge)
+        residual = outputs - beta[0] - masks @ beta[1:]
+    else:
+        rows = np.hstack([np.ones((n, 1)), masks])
+        weighted = rows * weights[:, None]
+        gram = weighted.T @ rows
+        gram[np.arange(1, d + 1), np.arange(1, d + 1)] += ridge
+        inverse, condition = _inverse(gram, n, d, ridge)
+        beta = np.linalg.solve(gram, weighted.T @ outputs)  # (d + 1, T)
+        residual = outputs - rows @ beta
+        starts = np.arange(0, n, group)
+        if len(starts) > d + 1 and _enough(masks, heard):
+            half = weighted @ inverse
+            rounding = EPS * condition * np.abs(beta).max(axis=0)
+            for target in np.flatnonzero(~constant):
+                moved = np.add.reduceat(half * residual[:, target, None], starts, axis=0)
+                covariance[target] = moved.T @ moved * (n / (n - d - 1))
+                # Without noise the residuals are 0, but the solution still has its rounding.
+                covariance[target][np.diag_indices(d + 1)] += rounding[target] ** 2
     mean = weights @ outputs / weights.sum()
     total = weights @ np.square(outputs - mean)
     with np.errstate(invalid="ignore", divide="ignore"):
         score = np.where(total > 0, 1 - weights @ np.square(residual) / total, np.nan)
-    half = weighted @ inverse
-    starts = np.arange(0, n, group)
-    covariance = np.empty((outputs.shape[1], columns, columns))
-    for target in range(outputs.shape[1]):
-        moved = np.add.reduceat(half * residual[:, target, None], starts, axis=0)
-        covariance[target] = moved.T @ moved
-    covariance *= n / max(n - columns, 1)
+    beta[0, constant], beta[1:, constant], score[constant] = mean[constant], 0, np.nan
     return beta[0], beta[1:].T, score, covariance
+
+
+def _outputs(outputs, masks, weights):
+    """Outputs as float64, and the relative size of the rounding they came with."""
+    outputs = np.asarray(outputs)
+    n = len(masks)
+    if masks.ndim != 2 or outputs.ndim != 2 or {len(weights), len(outputs)} != {n} or not n:
+        raise ValueError(
+            "masks (n, d), weights (n,) and outputs (n, T) must have n > 0 rows, got shapes "
+            f"{masks.shape}, {weights.shape} and {outputs.shape}"
+        )
+    if not np.isfinite(outputs).all():
+        lost = (~np.isfinite(outputs)).any(axis=1).sum()
+        raise ValueError(f"outputs must be finite, got NaN or infinity for {lost} of {n} masks")
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
+        raise ValueError(
+            f"weights must be finite, not negative and not all 0, got {weights.min()} to "
+            f"{weights.max()}: kernel_width may be too small"
+        )
+    noise = 0.0
+    if np.issubdtype(outputs.dtype, np.floating):  # few levels of half precision may be a signal
+        noise = ROUNDING * float(np.finfo(np.promote_types(outputs.dtype, np.float32)).eps)
+    return outputs.astype(np.float64, copy=False), noise
+
+
+def _dual(masks, weights, outputs, ridge):
+    """Intercept and coefficients (d + 1, T) by a system of n equations instead of d + 1."""
+    total = weights.sum()
+    centre, mean = weights @ masks / total, weights @ outputs / total
+    root = np.sqrt(weights)[:, None]
+    rows = root * (masks - centre)
+    kernel = rows @ rows.T
+    # Centred rows depend on each other: the smallest eigenvalue is exactly the ridge.
+    if np.linalg.norm(kernel, 1) > MAX_CONDITION * ridge:
+        raise _undetermined(*masks.shape, ridge)
+    kernel[np.diag_indices(len(kernel))] += ridge
+    coef = rows.T @ np.linalg.solve(kernel, root * (outputs - mean))
+    return np.vstack([mean - centre @ coef, coef])
+
+
+def _inverse(gram, n, d, ridge):
+    """Inverse of the Gram matrix, and its condition number in the 1-norm."""
+    try:
+        inverse = np.linalg.inv(gram)
+    except np.linalg.LinAlgError:
+        raise _undetermined(n, d, ridge) from None
+    condition = np.linalg.norm(gram, 1) * np.linalg.norm(inverse, 1)
+    if not condition <= MAX_CONDITION:
+        raise _undetermined(n, d, ridge)
+    return inverse, condition
+
+
+class _Undetermined(ValueError):
+    """More masks may help."""
+
+
+def _check_determined(n, d, ridge):
+    if not 0 <= ridge < np.inf:
+        raise ValueError(f"ridge must be finite and not negative, got {ridge!r}")
+    if n <= d and not ridge:
+        raise _undetermined(n, d, ridge)
+
+
+def _undetermined(n, d, ridge):
+    return _Undetermined(
+        f"{n} masks do not determine {d} coefficients with ridge={ridge}: "
+        "raise n_samples, ridge or kernel_width"
+    )
+
+
+def _enough(masks, heard) -> bool:
+    """Whether the rows that count are of more kinds than there are unknowns, or of all kinds."""
+    d, seen = masks.shape[1], set()
+    for i in np.flatnonzero(heard):
+        seen.add(masks[i].tobytes())
+        if len(seen) > d + 1 or len(seen) == 2**d:
+            return True
+    return False
 
 
 def top_k(coef, k: int) -> set[int]:
@@ -291,6 +471,24 @@ def top_k(coef, k: int) -> set[int]:
 def jaccard(a: set, b: set) -> float:
     """Size of the intersection over that of the union; 1 if both are empty."""
     return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def _unchanged(x, components: Components, filler) -> np.ndarray | None:
+    """Which components (d,) hiding leaves as they are but for rounding; None for a callable."""
+    hidden = fill(x, components, filler)
+    if callable(hidden):
+        return None
+    x = _numpy(x)
+    same = x == hidden
+    if np.issubdtype(x.dtype, np.floating):  # the mean of equal values is a sum, then rounded
+        rounding = EPS * x.size + np.finfo(x.dtype).eps
+        same |= np.abs(x - hidden) <= rounding * np.maximum(np.abs(x), np.abs(hidden))
+    return components.sums(~same) == 0
+
+
+def _check_width(width):
+    if not width > 0:
+        raise ValueError(f"kernel_width must be positive, got {width!r}")
 
 
 def _is_mean(filler) -> bool:

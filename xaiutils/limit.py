@@ -199,6 +199,14 @@ def exact(
     Returns
     -------
     Limit
+
+    Examples
+    --------
+    A detector needs superpixels 0 and 1 of four: these get the same weight, the others hardly any.
+
+    >>> from xaiutils import limit
+    >>> limit.exact(lambda z: z[:, 0] & z[:, 1], d=4).coef.round(3)
+    array([0.691, 0.691, 0.009, 0.009])
     """
     _check_cube(d)
     _check(d, nu, ridge, n, forced=first_row)
@@ -255,6 +263,18 @@ def shape_detector(
     -------
     Limit
         Zero if some superpixel is dark both when kept and when hidden.
+
+    Examples
+    --------
+    A bright bar lies in the upper two of four superpixels:
+
+    >>> import numpy as np
+    >>> from xaiutils import limit
+    >>> from xaiutils.perturb import Components
+    >>> image = np.array([[0.1, 0.9, 0.9, 0.1], [0.1, 0.1, 0.1, 0.1]])
+    >>> halves = Components(np.array([[0, 0, 1, 1], [2, 2, 3, 3]]))
+    >>> limit.shape_detector(image, np.zeros((2, 4)), image > 0.5, halves).coef.round(3)
+    array([0.691, 0.691, 0.009, 0.009])
     """
     support = np.asarray(support, bool)
 

@@ -15,6 +15,7 @@ OTHER = (
     .replace('"tiny"', '"tony"')
     .replace("paper = 2", "paper = 4")
 )
+NAN = float("nan")
 SECOND = CLAIM.replace('"rises"', '"second"').replace("published = 1.0\n", "")
 
 
@@ -61,6 +62,12 @@ def claim(**rule):
         ({"kind": "between", "low": -1, "high": 1}, 1.1, 2, "fails"),
         ({"kind": "between", "low": -1, "high": 1}, -3, -1.1, "fails"),
         ({"kind": "between", "low": -1, "high": 1}, -3, 3, "inconclusive"),
+        ({"kind": "above", "threshold": 0.5}, NAN, NAN, "inconclusive"),
+        ({"kind": "below", "threshold": 0.5}, NAN, NAN, "inconclusive"),
+        ({"kind": "between", "low": -1, "high": 1}, NAN, NAN, "inconclusive"),
+        ({"kind": "above", "threshold": 0.5}, None, None, "inconclusive"),
+        ({"kind": "above", "threshold": 0.5}, 0.6, NAN, "inconclusive"),
+        ({"kind": "below", "threshold": 0.5}, NAN, 0.4, "inconclusive"),
     ],
 )
 def test_verdict_looks_at_the_whole_interval(rule, low, high, verdict):
@@ -106,6 +113,10 @@ def test_record_writes_numbers_verdict_and_inputs(project):
         (("rises", float("nan"), 0, 1), 1, "finite"),
         (("rises", 1, 0, float("inf")), 1, "finite"),
         (("rises", 1, float("nan"), 2), 1, "finite"),
+        (("rises", 1, 0, float("nan")), 1, "finite"),
+        (("rises", 1, float("nan"), float("nan")), 2, "with n = 1 low and high"),
+        (("rises", float("nan"), float("nan"), float("nan")), 1, "finite"),
+        (("rises", float("inf"), float("nan"), float("nan")), 1, "finite"),
         (("rises", 1, 1, 1), 0, "positive whole"),
         (("rises", 1, 1, 1), 2.5, "positive whole"),
     ],
@@ -114,6 +125,16 @@ def test_record_refuses_what_is_no_measurement(project, arguments, n, message):
     with pytest.raises(ValueError, match=message):
         claims.record(*arguments, n=n)
     assert not project.figures("default", "tiny").exists()
+
+
+def test_an_undefined_interval_of_one_unit_is_recorded_and_inconclusive(project):
+    assert claims.record_estimate("rises", intervals.mean([0.7]), unit="dB") == "inconclusive"
+    assert claims.record("second", 1, NAN, NAN, n=1) == "inconclusive"
+    expected = {"value": 0.7, "low": None, "high": None, "n": 1, "unit": "dB"}
+    assert records(project)["claims"]["rises"] == {"verdict": "inconclusive", **expected}
+    assert "| 0.7 dB [undefined] | 1 | **inconclusive** |" in claims.table().data
+    text = claims.summary(project)
+    assert "| inconclusive | 2 |" in text and "0.7 dB [undefined]<br>" in text
 
 
 def test_not_run_needs_a_reason(project):

@@ -39,6 +39,13 @@ def test_not_run_is_counted_and_not_averaged():
     assert found["seeds_by_verdict"] == {"holds": 1, "fails": 0, "inconclusive": 1, "not run": 1}
 
 
+def test_seeds_of_one_unit_each_are_inconclusive_and_still_averaged():
+    undefined = {"value": 1.0, "low": None, "high": None, "n": 1, "unit": ""}
+    found = over_seeds.summarise(ABOVE, {0: undefined, 1: undefined | {"value": 3.0}, 2: record(2)})
+    assert (found["mean"], found["n_seeds"]) == (2, 3)
+    assert found["seeds_by_verdict"]["inconclusive"] == 2
+
+
 @pytest.mark.parametrize(
     ("values", "rule", "verdict"),
     [

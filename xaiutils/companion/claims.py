@@ -94,7 +94,12 @@ class Claim:
             raise ProjectError(f"claims.toml, claim {self.id!r}: {'; '.join(broken)}")
 
     def verdict(self, low, high):
-        """What the rule says of [low, high]: all of it keeps it, none of it does, or neither."""
+        """What the rule says of [low, high]: all of it keeps it, none of it does, or neither.
+
+        Of an undefined interval, None or NaN, it says nothing: inconclusive.
+        """
+        if low is None or high is None or math.isnan(low) or math.isnan(high):
+            return "inconclusive"
         kind = self.rule["kind"]
         if kind == "above":
             holds, fails = low > self.rule["threshold"], high <= self.rule["threshold"]
@@ -168,7 +173,8 @@ def record(claim_id, value, low, high, n, unit=""):
     claim_id : str
         A claim of this notebook.
     value, low, high : float
-        Estimate and its interval, ``low <= value <= high``; all equal for an exact fact.
+        Estimate and its interval, ``low <= value <= high``; all equal for an exact fact. Of a
+        single unit the interval may be undefined, both ends NaN: then the verdict is inconclusive.
     n : int
         Number of independent units behind the estimate (images, songs, seeds).
     unit : str
@@ -182,16 +188,21 @@ def record(claim_id, value, low, high, n, unit=""):
     Raises
     ------
     ValueError
-        If the claim is not this notebook's, a number is not finite, `value` lies outside the
-        interval or `n` is not positive.
+        If the claim is not this notebook's, a number is not finite (but for an interval of one
+        unit), `value` lies outside the interval or `n` is not positive.
     """
-    value, low, high = (provenance.plain(float(number)) for number in (value, low, high))
-    if not all(isinstance(number, float) for number in (value, low, high)):
-        raise ValueError(f"{claim_id}: value {value}, low {low}, high {high} must be finite")
-    if not low <= value <= high:
-        raise ValueError(f"{claim_id}: value {value} lies outside its interval [{low}, {high}]")
     if n != int(n) or n < 1:
         raise ValueError(f"{claim_id}: n = {n!r} must be a positive whole number")
+    value, low, high = (provenance.plain(float(number)) for number in (value, low, high))
+    undefined = n == 1 and low is None and high is None
+    numbers = (value,) if undefined else (value, low, high)
+    if not all(isinstance(number, float) for number in numbers):
+        raise ValueError(
+            f"{claim_id}: value {value}, low {low}, high {high} must be finite; with n = 1 low and "
+            "high may both be NaN"
+        )
+    if not undefined and not low <= value <= high:
+        raise ValueError(f"{claim_id}: value {value} lies outside its interval [{low}, {high}]")
     verdict = _claim(claim_id).verdict(low, high)
     entry = {"value": value, "low": low, "high": high, "n": int(n), "unit": unit}
     _save(claim_id, {"verdict": verdict, **entry})
@@ -291,6 +302,8 @@ def row(claim, found, links=()):
 
 def _interval(found):
     unit = f" {found['unit']}" if found["unit"] else ""
+    if found["low"] is None:
+        return f"{found['value']:.4g}{unit} [undefined]"
     value, low, high = (f"{found[key]:.4g}" for key in ("value", "low", "high"))
     return f"{value}{unit}" if low == high else f"{value}{unit} [{low}, {high}]"
 

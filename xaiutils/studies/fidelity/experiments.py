@@ -118,8 +118,11 @@ def overview(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
 
 
 def smallest(estimates: Sequence[intervals.Estimate]) -> intervals.Estimate:
-    """The estimate with the lowest lower end: a claim about all of them stands or falls with it."""
-    return min(estimates, key=lambda e: e.low)
+    """The estimate with the lowest lower end: a claim about all of them stands or falls with it.
+
+    One whose interval is undefined, NaN, decides over all others.
+    """
+    return min(estimates, key=lambda e: -np.inf if np.isnan(e.low) else e.low)
 
 
 def best_lead(curves: Mapping[str, Curves], best: str, others: Sequence[str], **options):

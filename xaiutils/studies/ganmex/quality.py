@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pandas.api.types import is_numeric_dtype
 from scipy.special import softmax
 
 from xaiutils import intervals
@@ -105,12 +105,7 @@ def _known(values: pd.Series) -> pd.Series:
 
 def _mean(table: pd.DataFrame, quantity: str, seed: int = 0) -> intervals.Estimate:
     rows = table[table[quantity].notna()]
-    known = _known(rows[quantity])
-    found = intervals.nested(known, rows.get("run"), seed=seed)
-    if not len(known) or not is_bool_dtype(known):
-        return found
-    low, high = intervals.wilson(int(known.sum()), len(known))
-    return found._replace(low=min(found.low, float(low)), high=max(found.high, float(high)))
+    return intervals.nested(_known(rows[quantity]), rows.get("run"), seed=seed)
 
 
 def difference(
@@ -142,9 +137,9 @@ def decide(
 def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> intervals.Estimate:
     """The estimate that decides whether all lie above a threshold, or all below it.
 
-    One that could not be measured, NaN, decides over all others.
+    One that could not be measured, or whose interval is undefined, NaN, decides over all others.
     """
-    unknown = [found for found in estimates if np.isnan(found.value)]
+    unknown = [found for found in estimates if np.isnan(found.low)]
     if unknown:
         return unknown[0]
     if above:

@@ -1,0 +1,43 @@
+"""The regression behind LIME beside scikit-learn's ridge, on the same masks in one run."""
+
+import numpy as np
+import pytest
+import sklearn.linear_model
+from timing import seconds
+
+from xaiutils import lime, runtime
+
+pytestmark = pytest.mark.benchmark
+
+
+# More masks than unknowns also pay for the covariance of all coefficients, which scikit-learn
+# does not give: three products of the size of the ridge's one.
+@pytest.mark.parametrize(("n", "d", "at_most"), [(1000, 2000, 1.2), (4000, 2000, 6)])
+def test_fit_of_a_large_photograph(bench, n, d, at_most):
+    rng = np.random.default_rng(0)
+    masks = rng.random((n, d)) < 0.5
+    weights = lime.kernel(masks)
+    outputs = masks @ rng.normal(size=d) + rng.normal(size=n)
+    found = {}
+
+    def ours():
+        found["ours"] = lime.fit(masks, weights, outputs[:, None])[1][0]
+
+    @runtime.one_blas_thread
+    def ridge():
+        model = sklearn.linear_model.Ridge(1.0)
+        found["ridge"] = model.fit(masks.astype(float), outputs, sample_weight=weights).coef_
+
+    times = {ours: [], ridge: []}
+    for _ in range(3):
+        for call, taken in times.items():
+            taken.append(seconds(call))
+    fastest = {call.__name__: min(taken) for call, taken in times.items()}
+    print(f"\n{n} masks of {d}:", {name: f"{taken:.2f} s" for name, taken in fastest.items()})
+    np.testing.assert_allclose(found["ours"], found["ridge"], atol=1e-9)
+    bench(
+        f"fit of {n:,} masks of {d:,} / scikit-learn's ridge",
+        fastest["ours"] / fastest["ridge"],
+        "x",
+        at_most=at_most,
+    )
