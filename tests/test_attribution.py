@@ -518,34 +518,6 @@ def test_expected_gradients_name_what_does_not_fit(net, images):
             attribution.expected_gradients(net, images, wrong, TARGET)
 
 
-# --- Grad-CAM -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_gradcam_by_hand(relu, net, images):
-    with torch.no_grad():
-        maps = net.trunk(torch.from_numpy(images)).numpy()  # (N, 3, 3, 4)
-    heads = net.head.weight.detach().numpy()[TARGET].reshape(maps.shape)
-    weights = (heads * (1 - np.tanh(maps) ** 2)).mean((2, 3), keepdims=True)
-    coarse = (weights * maps).sum(1)
-    coarse = np.maximum(coarse, 0) if relu else coarse
-    # Bilinear doubling: a fine pixel is 3/4 of its coarse one and 1/4 of the next on its side.
-    padded = np.pad(coarse, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = np.stack([padded[:, :-2] + 3 * padded[:, 1:-1], 3 * padded[:, 1:-1] + padded[:, 2:]], 2)
-    rows = rows.reshape(N, 6, 6) / 4
-    fine = np.stack([rows[..., :-2] + 3 * rows[..., 1:-1], 3 * rows[..., 1:-1] + rows[..., 2:]], 3)
-    expected = fine.reshape(N, 6, 8) / 4
-    assert_allclose(gradcam(net, images, TARGET, relu=relu), expected, atol=1e-12)
-    assert relu or (expected < 0).any()
-
-
-def test_gradcam_names_bad_layers(net, images):
-    with pytest.raises(ValueError, match="layer must be a part of the model, got Conv2d"):
-        attribution.gradcam(net, nn.Conv2d(2, 3, 3), images, TARGET)
-    with pytest.raises(ValueError, match=r"layer must give \(B, channels"):
-        attribution.gradcam(net, net.head, images, TARGET)
-
-
 # --- occlusion ------------------------------------------------------------------------------------
 
 

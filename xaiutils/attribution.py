@@ -1,7 +1,8 @@
 """Attributions of the gradient family and occlusion, with any baseline.
 
-All but `occlusion`, `gradcam` and DeepLIFT are a few lines of torch: captum's noise comes from the
-global generator, and the weights of its trapezoid rule add up to steps / (steps + 1).
+All but DeepLIFT are a few lines of torch: captum draws noise from the global generator, keeps what
+a layer gave where another thread's call of the same model would overwrite it, and the weights of
+its trapezoid rule add up to steps / (steps + 1).
 
 Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *shape) to logits
 (B, K), `x` (n, *shape) is an array or a tensor, and the explained scalar is
@@ -22,12 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
 
-from xaiutils import perturb, runtime, segment
+from xaiutils import perturb, segment
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
 from xaiutils.explained import Task, generator
+from xaiutils.gradcam import gradcam as gradcam
+from xaiutils.gradcam import tokens_to_map as tokens_to_map
 
 
 class SmoothGrad(NamedTuple):
@@ -286,50 +288,6 @@ def expected_gradients(
         for i, piece in pieces:
             total[i] += parts[piece].sum(0)
     return (total / n_samples).cpu().numpy()
-
-
-@runtime.one_thread()  # as in `each_gradient`; captum keeps its hooks in the layer
-def gradcam(
-    model,
-    layer,
-    x,
-    target,
-    *,
-    relu: bool = False,
-    against=None,
-    log_probability: bool = False,
-    batch_size: int = 16,
-) -> np.ndarray:
-    """Grad-CAM: channels of `layer` weighted by their mean gradients, (n, H, W).
-
-    Parameters
-    ----------
-    layer : torch.nn.Module
-        Part of `model` with outputs (B, channels, height, width).
-    relu : bool
-        Cut negative values before the map is enlarged, bilinearly, as the paper does; by
-        default the sign is kept.
-    model, x, target, against, log_probability, batch_size
-        See `gradient`; x is (n, C, H, W).
-
-    Notes
-    -----
-    Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization*, ICCV 2017.
-    """
-    task = Task(model, x, target, against, log_probability)
-    height, width = task.image_size()
-    if not any(part is layer for part in model.modules()):
-        raise ValueError(f"layer must be a part of the model, got {type(layer).__name__}")
-    maps = []
-    for _, rows, _ in task.batches(1, batch_size):
-        explained = LayerGradCam(task.scalar_of(rows), layer)
-        coarse = explained.attribute(task.x[rows].requires_grad_(), relu_attributions=relu)
-        if coarse.ndim != 4:
-            raise ValueError("layer must give (B, channels, height, width), not a flat output")
-        fine = LayerAttribution.interpolate(coarse, (height, width), "bilinear")
-        maps.append(fine[:, 0].detach().cpu().numpy())
-    return np.concatenate(maps)
 
 
 def occlusion(
