@@ -248,6 +248,7 @@ def test_tokens_that_do_not_fit_are_named():
     [
         (lambda a: a[:, 0], "(3, 16, 16)"),
         (lambda a: a[:1], "(1, 4, 16, 16)"),
+        (lambda a: a.reshape(6, 2, 16, 16), "(6, 2, 16, 16)"),
         (lambda a: a.numpy().sum((1, 2, 3)), "(3,)"),
         (lambda a: None, "()"),
     ],
@@ -255,8 +256,8 @@ def test_tokens_that_do_not_fit_are_named():
 def test_a_reshape_that_gives_no_map_is_named(reshape, shape):
     x = photographs()
     net = with_head(nn.Conv2d(3, 4, 3, padding=1), x=x)
-    message = f"reshape must give (B, channels, height, width), got {shape} from (3, 4, 16, 16)"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    message = f"(B, channels, height, width) with B = 3, got {shape} from (3, 4, 16, 16)"
+    with pytest.raises(ValueError, match="reshape must give " + re.escape(message)):
         gradcam(net, net[0], x, [0, 1, 2], reshape=reshape)
 
 
@@ -267,6 +268,23 @@ def test_other_layers_are_named():
         gradcam(net, nn.Conv2d(2, 3, 3), x, target)
     with pytest.raises(ValueError, match=r"layer must give \(B, channels.*got \(3, 4\)$"):
         gradcam(net, net[2], x, target)
+
+
+def test_a_layer_that_sees_quarters_of_an_image_is_named_and_put_together():
+    """Quarters (4 B, 3, 8, 8) go through the convolution on their own."""
+    x = photographs()
+
+    def quarters(a):
+        return a.unflatten(3, (2, -1)).unflatten(2, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+    def whole(a):
+        return a.unflatten(0, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    net = with_head(Function(quarters), nn.Conv2d(3, 4, 1), Function(whole), x=x)
+    with pytest.raises(ValueError, match=r"with B = 3, got \(12, 4, 8, 8\)"):
+        gradcam(net, net[1], x, [0, 1, 2])
+    expected = gradcam(net, net[2], x, [0, 1, 2])
+    assert_allclose(gradcam(net, net[1], x, [0, 1, 2], reshape=whole), expected, atol=1e-12)
 
 
 class Odd(nn.Module):

@@ -90,9 +90,9 @@ def gradcam(
                 f"layer must lead to the explained output, that of {type(layer).__name__} does not"
             )
         if arrange is None:
-            _check_axes(task, layer, out)
+            _check_axes(task, layer, out, len(rows))
             arrange = _as_it_is
-        values, weights = _arranged(arrange, out.detach()), _arranged(arrange, slopes)
+        values, weights = (_arranged(arrange, of, len(rows)) for of in (out.detach(), slopes))
         coarse = (weights.mean((2, 3), keepdim=True) * values).sum(1, keepdim=True)
         coarse = functional.relu(coarse) if relu else coarse
         fine = functional.interpolate(coarse, size, mode="bilinear")
@@ -167,20 +167,20 @@ def _as_it_is(out):
     return out
 
 
-def _arranged(reshape, values) -> torch.Tensor:
-    """`values` of a layer (B, ...) as (B, channels, height, width)."""
+def _arranged(reshape, values, n: int) -> torch.Tensor:
+    """`values` of a layer for n inputs as (n, channels, height, width)."""
     shaped = reshape(values)
-    if not isinstance(shaped, torch.Tensor) or shaped.ndim != 4 or len(shaped) != len(values):
+    if not isinstance(shaped, torch.Tensor) or shaped.ndim != 4 or len(shaped) != n:
         raise ValueError(
-            "reshape must give (B, channels, height, width), got "
+            f"reshape must give (B, channels, height, width) with B = {n}, got "
             f"{tuple(getattr(shaped, 'shape', ()))} from {tuple(values.shape)}"
         )
     return shaped
 
 
-def _check_axes(task: Task, layer, out) -> None:
-    """Raise ValueError if `out` is not (B, channels, height, width), as far as one can tell."""
-    wanted = f"layer must give (B, channels, height, width), got {tuple(out.shape)}"
+def _check_axes(task: Task, layer, out, n: int) -> None:
+    """Raise ValueError if `out` is not (n, channels, height, width), as far as one can tell."""
+    wanted = f"layer must give (B, channels, height, width) with B = {n}, got {tuple(out.shape)}"
     if out.ndim == 3:
         fits = [(math.isqrt(max(out.shape[1] - p, 0)), p) for p in (0, 1, 2, 5)]
         size, prefix = next(
@@ -189,7 +189,7 @@ def _check_axes(task: Task, layer, out) -> None:
         raise ValueError(
             f"{wanted}; if these are tokens, pass reshape=tokens_to_map({size}, prefix={prefix})"
         )
-    if out.ndim != 4:
+    if out.ndim != 4 or len(out) != n:
         raise ValueError(wanted)
     height, width = task.image_size()
 

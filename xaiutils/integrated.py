@@ -5,7 +5,6 @@ Arguments and errors that all attributions share: see `attribution`.
 
 from __future__ import annotations
 
-import functools
 import warnings
 
 import numpy as np
@@ -136,7 +135,6 @@ def completeness_gap(
     return gap[0] if single else gap
 
 
-@functools.cache
 def gauss_legendre(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Where integrals from 0 to 1 are evaluated, ascending, and the weights, both (steps,)."""
     nodes, weights = roots_legendre(steps)
