@@ -1,5 +1,8 @@
 """Attributions against loops over single inputs, closed forms, and what they refuse."""
 
+import doctest
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -265,6 +268,13 @@ def test_maps_of_pixels_need_images(method, net):
         method(net, np.zeros((N, 6)), TARGET)
 
 
+@pytest.mark.parametrize("name", ["attribution", "deeplift", "gradcam", "integrated"])
+def test_examples_in_docstrings(name):
+    found = doctest.testmod(importlib.import_module(f"xaiutils.{name}"))
+    assert found.attempted > 2
+    assert found.failed == 0
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 
@@ -360,54 +370,7 @@ def test_smoothgrad_names_bad_settings(options, net, images):
         attribution.smoothgrad(net, images, TARGET, **options)
 
 
-# --- integrated gradients -------------------------------------------------------------------------
-
-
-def test_integrated_gradients_are_complete(net, images):
-    baselines = np.random.default_rng(3).random(images.shape)
-
-    def gap(steps):
-        maps = attribution.integrated_gradients(net, images, baselines, TARGET, steps=steps)
-        with torch.no_grad():
-            fall = net(torch.from_numpy(images)) - net(torch.from_numpy(baselines))
-        return abs(maps.sum((1, 2, 3)) - fall.numpy()[np.arange(N), TARGET]).max()
-
-    assert gap(400) < 1e-5
-    assert gap(10) / gap(20) == pytest.approx(4, rel=0.1)  # the trapezoid rule is of order 2
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_integrated_gradients_of_known_functions(steps, images):
-    linear = attribution.integrated_gradients(Power(1), images, images * 0 + 0.1, TARGET, steps=1)
-    scale = (TARGET + 1)[:, None, None, None]
-    assert_allclose(linear, scale * (images - 0.1))
-    # The trapezoid rule makes 1/3 + 1 / (6 steps^2) of the integral of a^2 over [0, 1].
-    cubic = attribution.integrated_gradients(
-        Power(3), images, images * 0, TARGET, steps=steps, batch_size=3
-    )
-    assert_allclose(cubic, scale * images**3 * (1 + 1 / (2 * steps**2)))
-
-
-def test_integrated_gradients_of_one_input_or_a_batch(net, images):
-    baselines = np.random.default_rng(3).random(images.shape)
-    batch = attribution.integrated_gradients(net, images, baselines, TARGET, against=AGAINST)
-    shared = attribution.integrated_gradients(net, images, baselines[1], TARGET, against=AGAINST)
-    one = attribution.integrated_gradients(
-        net, images[1], baselines[1], int(TARGET[1]), against=int(AGAINST[1])
-    )
-    assert one.shape == SHAPE
-    assert_allclose(batch[1], one, atol=1e-12)
-    assert_allclose(shared[1], one, atol=1e-12)
-    assert abs(shared[2] - batch[2]).max() > 1e-3
-
-
-def test_integrated_gradients_names_what_does_not_fit(net, images):
-    with pytest.raises(ValueError, match=r"or of one input, \(2, 6, 8\), got \(6, 8\)"):
-        attribution.integrated_gradients(net, images[0], images[0, 0], 0)
-    with pytest.raises(ValueError, match=r"x, \(5, 2, 6, 8\), or .*got \(4, 2, 6, 8\)"):
-        attribution.integrated_gradients(net, images, images[1:], TARGET)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        attribution.integrated_gradients(net, images, images, TARGET, steps=0)
+# --- baselines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["input_x_gradient", "integrated_gradients"])
@@ -516,34 +479,6 @@ def test_expected_gradients_name_what_does_not_fit(net, images):
     for wrong in (images[0], images[:0], images[:, :1]):
         with pytest.raises(ValueError, match=r"references must be \(m, \*shape\) .*\(2, 6, 8\)"):
             attribution.expected_gradients(net, images, wrong, TARGET)
-
-
-# --- Grad-CAM -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_gradcam_by_hand(relu, net, images):
-    with torch.no_grad():
-        maps = net.trunk(torch.from_numpy(images)).numpy()  # (N, 3, 3, 4)
-    heads = net.head.weight.detach().numpy()[TARGET].reshape(maps.shape)
-    weights = (heads * (1 - np.tanh(maps) ** 2)).mean((2, 3), keepdims=True)
-    coarse = (weights * maps).sum(1)
-    coarse = np.maximum(coarse, 0) if relu else coarse
-    # Bilinear doubling: a fine pixel is 3/4 of its coarse one and 1/4 of the next on its side.
-    padded = np.pad(coarse, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = np.stack([padded[:, :-2] + 3 * padded[:, 1:-1], 3 * padded[:, 1:-1] + padded[:, 2:]], 2)
-    rows = rows.reshape(N, 6, 6) / 4
-    fine = np.stack([rows[..., :-2] + 3 * rows[..., 1:-1], 3 * rows[..., 1:-1] + rows[..., 2:]], 3)
-    expected = fine.reshape(N, 6, 8) / 4
-    assert_allclose(gradcam(net, images, TARGET, relu=relu), expected, atol=1e-12)
-    assert relu or (expected < 0).any()
-
-
-def test_gradcam_names_bad_layers(net, images):
-    with pytest.raises(ValueError, match="layer must be a part of the model, got Conv2d"):
-        attribution.gradcam(net, nn.Conv2d(2, 3, 3), images, TARGET)
-    with pytest.raises(ValueError, match=r"layer must give \(B, channels"):
-        attribution.gradcam(net, net.head, images, TARGET)
 
 
 # --- occlusion ------------------------------------------------------------------------------------

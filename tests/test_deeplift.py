@@ -228,33 +228,12 @@ def test_model_and_global_generator_are_left_alone(frozen, net, images, baseline
 def test_nonlinearities_called_twice_are_refused_and_leave_nothing():
     model, x = Twice(), np.random.default_rng(5).normal(size=(4, 3))
     before = state_of(model)
-    with pytest.raises(RuntimeError, match="used more than once"):
+    with pytest.raises(RuntimeError, match=r"module 'relu' \(ReLU\) is used more than once"):
         deeplift.deeplift(model, x, x[::-1].copy(), [0] * 4)
     assert state_of(model) == before
 
 
 # --- refusals -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [nn.GELU()],
-        [nn.Unflatten(1, (1, 6)), nn.MaxPool1d(3, stride=1, padding=1), nn.Flatten()],  # overlap
-    ],
-)
-def test_nonlinearities_without_a_rule_are_refused(layers):
-    model = network(nn.Linear(5, 6), *layers, nn.Linear(6, 2))
-    x, baseline = np.random.default_rng(6).normal(size=(2, 9, 5))
-    with pytest.raises(ValueError, match=r"DeepLIFT of input \d sums to .* f\(x\) - f\(baseline\)"):
-        deeplift.deeplift(model, x, baseline, [0] * 9)
-
-
-def test_the_input_whose_sum_is_wrong_is_named():
-    clipped = nn.Sequential(nn.Identity(), nn.Hardtanh(-1, 1))  # its slope at -2 is 0
-    x = np.array([[0.0], [0.5], [0.0], [-2.0]])
-    with pytest.raises(ValueError, match=r"input 3 sums to -?0, not to .* = -1\.5"):
-        deeplift.deeplift(clipped, x, np.array([0.5]), [0] * 4, batch_size=3)
 
 
 @pytest.mark.parametrize("method", [deeplift.deeplift, deeplift.deepshap])

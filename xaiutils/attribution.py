@@ -1,7 +1,7 @@
 """Attributions of the gradient family and occlusion, with any baseline.
 
-All but `occlusion`, `gradcam` and DeepLIFT are a few lines of torch: captum's noise comes from the
-global generator, and the weights of its trapezoid rule add up to steps / (steps + 1).
+All but DeepLIFT are a few lines of torch: captum draws noise from the global generator, and keeps
+what a layer gave where another thread's call of the same model would overwrite it.
 
 Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *shape) to logits
 (B, K), `x` (n, *shape) is an array or a tensor, and the explained scalar is
@@ -22,12 +22,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
 
-from xaiutils import perturb, runtime, segment
+from xaiutils import perturb, segment
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
 from xaiutils.explained import Task, generator
+from xaiutils.gradcam import gradcam as gradcam
+from xaiutils.gradcam import tokens_to_map as tokens_to_map
+from xaiutils.integrated import CompletenessWarning as CompletenessWarning
+from xaiutils.integrated import completeness_gap as completeness_gap
+from xaiutils.integrated import integrated_gradients as integrated_gradients
 
 
 class SmoothGrad(NamedTuple):
@@ -60,6 +64,14 @@ def gradient(
     Notes
     -----
     Simonyan, Vedaldi and Zisserman, *Deep Inside Convolutional Networks*, 2013, arXiv 1312.6034.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 3).eval()
+    >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0], [0.0, 5.0], [3.0, -1.0]]))
+    >>> gradient(model, torch.zeros(1, 2), [0], against=[2])
+    array([[-2.,  3.]], dtype=float32)
     """
     task = Task(model, x, target, against, log_probability)
     found = task.each_gradient(1, batch_size, lambda rows, _: task.x[rows])
@@ -154,68 +166,6 @@ def smoothgrad(
     return SmoothGrad((mean / n_samples).cpu().numpy(), (square / n_samples).cpu().numpy())
 
 
-def integrated_gradients(
-    model,
-    x,
-    baseline,
-    target,
-    *,
-    steps: int = 20,
-    against=None,
-    log_probability: bool = False,
-    batch_size: int = 8,
-) -> np.ndarray:
-    """Integrated gradients by the trapezoid rule on `steps` + 1 points, both ends included.
-
-    The mean over evenly spaced points with both ends, found elsewhere, gives the two ends twice
-    the weight they have here and misses completeness by O(1 / steps).
-
-    Parameters
-    ----------
-    x : array or tensor
-        One input (*shape,) if `target` is an int, a batch (n, *shape) if it holds n of them;
-        `against` likewise.
-    baseline : array or tensor
-        Of the shape of `x`, or of one input, shared by the batch.
-    steps : int
-        Intervals on the straight path from `baseline` to `x`.
-    model, target, against, log_probability, batch_size
-        See `gradient`; a batch may hold points of several inputs.
-
-    Returns
-    -------
-    ndarray of the shape of `x`
-        Sums to f(x) - f(baseline), input by input, up to the error of the rule.
-
-    Notes
-    -----
-    Sundararajan, Taly and Yan, *Axiomatic Attribution for Deep Networks*, ICML 2017.
-    """
-    x = torch.as_tensor(x)
-    single = np.ndim(target) == 0
-    if single:
-        x, target = x[None], [target]
-        against = None if against is None else [against]
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    task = Task(model, x, target, against, log_probability)
-    start = task.baseline(baseline)
-    path = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    share = torch.full_like(path, 1 / steps)
-    share[[0, -1]] /= 2
-    change, total = task.x - start, torch.zeros_like(task.x)
-
-    def between(rows, at):
-        return start[rows] + task.per_row(path[at].to(task.x)) * change[rows]
-
-    for pieces, _, at, slopes in task.each_gradient(steps + 1, batch_size, between):
-        part = task.per_row(share[at].to(task.x))
-        for i, piece in pieces:
-            total[i] += (part[piece] * slopes[piece]).sum(0)
-    result = (change * total).cpu().numpy()
-    return result[0] if single else result
-
-
 def expected_gradients(
     model,
     x,
@@ -286,50 +236,6 @@ def expected_gradients(
         for i, piece in pieces:
             total[i] += parts[piece].sum(0)
     return (total / n_samples).cpu().numpy()
-
-
-@runtime.one_thread()  # as in `each_gradient`; captum keeps its hooks in the layer
-def gradcam(
-    model,
-    layer,
-    x,
-    target,
-    *,
-    relu: bool = False,
-    against=None,
-    log_probability: bool = False,
-    batch_size: int = 16,
-) -> np.ndarray:
-    """Grad-CAM: channels of `layer` weighted by their mean gradients, (n, H, W).
-
-    Parameters
-    ----------
-    layer : torch.nn.Module
-        Part of `model` with outputs (B, channels, height, width).
-    relu : bool
-        Cut negative values before the map is enlarged, bilinearly, as the paper does; by
-        default the sign is kept.
-    model, x, target, against, log_probability, batch_size
-        See `gradient`; x is (n, C, H, W).
-
-    Notes
-    -----
-    Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization*, ICCV 2017.
-    """
-    task = Task(model, x, target, against, log_probability)
-    height, width = task.image_size()
-    if not any(part is layer for part in model.modules()):
-        raise ValueError(f"layer must be a part of the model, got {type(layer).__name__}")
-    maps = []
-    for _, rows, _ in task.batches(1, batch_size):
-        explained = LayerGradCam(task.scalar_of(rows), layer)
-        coarse = explained.attribute(task.x[rows].requires_grad_(), relu_attributions=relu)
-        if coarse.ndim != 4:
-            raise ValueError("layer must give (B, channels, height, width), not a flat output")
-        fine = LayerAttribution.interpolate(coarse, (height, width), "bilinear")
-        maps.append(fine[:, 0].detach().cpu().numpy())
-    return np.concatenate(maps)
 
 
 def occlusion(

@@ -6,12 +6,15 @@ The scalar of an input is output `target`, output `target` minus output `against
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from xaiutils import runtime
+
+HOOKS = threading.Lock()  # held while hooks of a model come or go, and while it is copied
 
 
 class Task:

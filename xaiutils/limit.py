@@ -312,10 +312,17 @@ def linear(weights, image, replacement, components: Components) -> Limit:
 
 
 def integrated_gradients_sums(
-    model, x, baseline, components: Components, target: int, *, steps: int = 20
+    model,
+    x,
+    baseline,
+    components: Components,
+    target: int,
+    *,
+    steps: int = 20,
+    tolerance: float | None = 0.05,
 ) -> np.ndarray:
     """Integrated gradients summed over superpixels, (d,): the approximation of Eq. (12)."""
-    attribution = integrated_gradients(model, x, baseline, target, steps=steps)
+    attribution = integrated_gradients(model, x, baseline, target, steps=steps, tolerance=tolerance)
     return components.sums(attribution)
 
 

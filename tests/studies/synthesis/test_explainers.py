@@ -1,5 +1,7 @@
 """Notebook 05's explainers: closed forms of a linear model, identities of a smooth one."""
 
+import warnings
+
 import numpy as np
 import oracles
 import pandas as pd
@@ -189,6 +191,19 @@ def test_ig_sums_of_the_probability(smooth):
     change = (softmax_of(smooth, X) - softmax_of(smooth, MEANS))[rows, TARGET]
     assert np.abs(change).max() > 0.01
     assert_allclose(found.sum(1), change, atol=1e-5)
+
+
+@pytest.mark.parametrize("rival", [None, RIVAL], ids=["alone", "lead"])
+def test_few_steps_are_a_choice_that_needs_no_warning(rival, smooth):
+    effort, only = EFFORT._replace(ig_steps=1), ["IG, mean", "IG sums"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maps = run(smooth, only=only, effort=effort, against=rival).maps
+    with pytest.warns(attribution.CompletenessWarning):
+        coarse = attribution.integrated_gradients(
+            smooth, X, MEANS, TARGET, steps=1, against=rival, tolerance=1e-6
+        )
+    assert rival is None or np.allclose(cell_sums(maps["IG sums"]), cell_sums(coarse.sum(1)))
 
 
 def test_ig_sums_of_the_lead_are_complete(smooth):

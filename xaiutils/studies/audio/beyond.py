@@ -154,7 +154,8 @@ def _scores(detector, case: Case, n_masks, seed) -> dict[tuple[str, bool], np.nd
     logit = Logit(detector)
 
     def integrated(baseline):
-        return towards * CELLS.sums(integrated_gradients(logit, x, baseline, 0, steps=32))
+        parts = integrated_gradients(logit, x, baseline, 0, steps=32, tolerance=None)
+        return towards * CELLS.sums(parts)
 
     slope = gradient(logit, x[None], [0])[0]
     lime_mean = explain(detector, x, n_masks=n_masks, seed=seed)

@@ -45,7 +45,7 @@ def gradient_maps(
         "gradient": attribution.gradient(model, x, target, batch_size=batch_size),
         "SmoothGrad": smooth.mean,
         "integrated gradients": attribution.integrated_gradients(
-            model, x, baseline, target, steps=ig_steps, batch_size=batch_size
+            model, x, baseline, target, steps=ig_steps, batch_size=batch_size, tolerance=None
         ),
     }
     signed["input × gradient"] = signed["gradient"] * (x - centre)

@@ -10,11 +10,10 @@ import torch
 
 from xaiutils import attribution, intervals, one_vs_one, sanity
 from xaiutils.intervals import two_samples
-from xaiutils.runtime import logits
 from xaiutils.studies.ganmex.cases import Case, Exact, changed, generated
 
 METHODS = ("IG", "DeepLIFT", "occlusion")
-STEPS = 50  # intervals of integrated gradients
+STEPS = 50  # points of integrated gradients
 
 
 def explain(
@@ -30,7 +29,7 @@ def explain(
     x, source = case.images, case.source
     if method == "IG":
         return attribution.integrated_gradients(
-            model, x, baseline, source, against=against, steps=STEPS, batch_size=256
+            model, x, baseline, source, against=against, steps=STEPS, batch_size=256, tolerance=None
         )
     if method == "DeepLIFT":
         return attribution.deeplift(model, x, baseline, source, against=against, batch_size=256)
@@ -68,10 +67,10 @@ def explain_all(
 
 def completeness(case: Case, baseline, maps) -> np.ndarray:
     """Error of the sum of each map, relative to F(x) - F(b), (n,)."""
-    each = np.arange(len(maps))
-    x, b = logits(case.model, case.images), logits(case.model, baseline)
-    wanted = (x - b)[each, case.source] - (x - b)[each, case.target]
-    return np.abs(maps.sum((1, 2, 3)) - wanted) / np.abs(wanted)
+    gap = attribution.completeness_gap(
+        case.model, case.images, baseline, case.source, maps, against=case.target, batch_size=256
+    )
+    return np.abs(gap / (maps.sum((1, 2, 3), dtype=np.float64) - gap))
 
 
 def removal(

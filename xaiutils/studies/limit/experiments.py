@@ -177,7 +177,7 @@ def images_agreement(
         )  # fmt: skip
         coef = _block_coefs(pool, n_samples)
         ig = limit.integrated_gradients_sums(
-            model, x, components.means(x), components, target, steps=steps
+            model, x, components.means(x), components, target, steps=steps, tolerance=None
         )
         explained = {"LIME": coef[:n_runs].mean(axis=0), "IG sums": ig}
         if index < n_repeats:
@@ -212,7 +212,7 @@ def digits_agreement(model, images, *, n_samples, n_runs, steps, seed) -> pd.Dat
             "LIME again": coef[n_runs],
             "limit": limit.exact(values, components.d).coef,
             "IG sums": limit.integrated_gradients_sums(
-                model, x, components.means(x), components, target, steps=steps
+                model, x, components.means(x), components, target, steps=steps, tolerance=None
             ),
         }
         pairs = [

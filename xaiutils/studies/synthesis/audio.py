@@ -43,7 +43,7 @@ def explain(
     n_noise : int
         Noisy copies for SmoothGrad.
     ig_steps : int
-        Intervals of integrated gradients.
+        Points of integrated gradients.
     seed : int
 
     Returns
@@ -74,7 +74,9 @@ def explain(
     smooth = attribution.smoothgrad(logit, batch, first, n_samples=n_noise, seed=seed)
 
     def integrated(model, baseline):
-        return limit.integrated_gradients_sums(model, x, baseline, CELLS, 0, steps=ig_steps)
+        return limit.integrated_gradients_sums(
+            model, x, baseline, CELLS, 0, steps=ig_steps, tolerance=None
+        )
 
     masks = np.vstack([np.ones(CELLS.d, bool), ~np.eye(CELLS.d, dtype=bool)])
     run = converged(detector, case, n_masks=n_masks, max_masks=max_masks, seed=seed)

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from xaiutils import attribution, lime, runtime
+from xaiutils.integrated import gauss_legendre
 from xaiutils.perturb import Components
 from xaiutils.studies.fidelity.maps import PATCH, last_convolution
 from xaiutils.studies.synthesis.matrix import CONTROLS
@@ -35,7 +36,7 @@ class Effort(NamedTuple):
     n_noise : int
         Noisy copies of SmoothGrad and SmoothGrad².
     ig_steps : int
-        Intervals of integrated gradients.
+        Points of integrated gradients.
     n_masks : int
         Masks of LIME, and of a round of LIME with a stop rule.
     max_masks, top_k : int
@@ -156,7 +157,9 @@ def explain(
     }
     for name, b in baselines.items():
         simple[f"IG, {name}"] = lambda b=b: _signed(
-            attribution.integrated_gradients(model, x, b, target, steps=effort.ig_steps, **logit)
+            attribution.integrated_gradients(
+                model, x, b, target, steps=effort.ig_steps, tolerance=None, **logit
+            )
         )
     for name in tqdm(simple, "explainers", leave=False, mininterval=1):
         if name in wanted:
@@ -192,7 +195,7 @@ def calls(explained: Explained, effort: Effort, side: int) -> pd.DataFrame:
     side : int
         Of the images in pixels.
     """
-    path, patches = effort.ig_steps + 1, (-(-side // PATCH[side])) ** 2
+    path, patches = effort.ig_steps, (-(-side // PATCH[side])) ** 2
     noise = effort.n_noise
     forward = {RANDOM: 0, CHANGE: 0, "SmoothGrad": noise, "SmoothGrad²": noise, "IG sums": path}
     forward |= {"LIME": effort.n_masks, "LIME, converged": round(float(explained.masks.mean()))}
@@ -243,16 +246,15 @@ def _lime(model, x, target, components, effort: Effort, stop, against, seed):
 def _sums(model, x, target, components, steps, *, against, batch_size):
     """Integrated gradients from the cells' mean colours to x, summed over cells, (n, d)."""
     means = np.stack([components.means(image) for image in x])
-    path, change = np.linspace(0, 1, steps + 1), x - means
+    change = x - means
     if against is not None:
         paths = attribution.integrated_gradients(
-            model, x, means, target, steps=steps, against=against, batch_size=batch_size
-        )
+            model, x, means, target, steps=steps, against=against, batch_size=batch_size,
+            tolerance=None,
+        )  # fmt: skip
         return np.stack([components.sums(one) for one in paths])
-    weights = np.full(steps + 1, 1 / steps)
-    weights[[0, -1]] /= 2
     total, like = np.zeros(x.shape), next(model.parameters())
-    for along, weight in zip(path, weights, strict=True):
+    for along, weight in zip(*gauss_legendre(steps), strict=True):
         for rows in np.split(np.arange(len(x)), range(batch_size, len(x), batch_size)):
             points = torch.as_tensor(means[rows] + along * change[rows]).to(like).requires_grad_()
             chances = model(points).log_softmax(dim=1)[np.arange(len(rows)), target[rows]]
