@@ -128,7 +128,7 @@ class Project:
         if profile not in PROFILES:
             raise ProjectError(f"no profile {profile!r}; allowed: {', '.join(PROFILES)}")
         path = self.root / "notebooks" / "profiles.toml"
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = read_toml(path)
         known = {(p, n) for p in PROFILES[1:] for n in self.names()}
         for found, table in tables.items():
             for key in table if isinstance(table, dict) else [""]:
