@@ -17,6 +17,11 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "gan_networks": "layers, see test_ganmex",
     "ganmex": "training; each term of its loss is recomputed in test_ganmex",
     "queries": "batches of questions, see test_one_vs_one",
+    "inputs": "checks what is given, see test_inputs",
+    "onnx_export": "the same answers faster, see test_onnx_export",
+    "outputs": "checks what a model returns, see test_outputs",
+    "probe": "asks whether a model is what it seems, see test_probe",
+    "storage": "files of results, see test_storage",
     "runtime": "the same answers faster, see test_runtime",
 }
 

@@ -77,6 +77,12 @@ def test_older_and_richer_notebooks_are_read(tmp_path):
     assert notebooks.read_notebook(path).cells[0].source == "1\n2"
 
 
+def test_damaged_profiles_are_named(make_project):
+    project = make_project(profiles="[smoke.tiny\n")
+    with pytest.raises(ProjectError, match=r"profiles\.toml is no TOML \(.*line 1.*\); mend it"):
+        project.overrides("smoke", "tiny", {})
+
+
 @pytest.mark.parametrize("name", ["../line", "a/b", "/tmp/x", "Line", "a b", "", "claims"])
 def test_a_figure_that_would_leave_its_folder_is_refused(make_project, name):
     project = make_project(f"figures.savefig({name!r}, fig)")

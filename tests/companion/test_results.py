@@ -1,11 +1,13 @@
 """Results files: what was damaged or edited by hand is named, whatever it is and whoever asks."""
 
+import base64
 import json
 
 import nbformat
 import pytest
+from conftest import CLAIM, FIGURE
 
-from xaiutils.companion import provenance, results, runner
+from xaiutils.companion import ledger, provenance, results, runner
 from xaiutils.companion.notebooks import ProjectError
 
 RISES = {"verdict": "fails", "value": 0.2, "low": 0.1, "high": 0.3, "n": 20, "unit": ""}
@@ -174,6 +176,24 @@ def test_a_run_of_damaged_files_is_made_again(make_project):
     for content in ("{", "[]", records.read_text().replace('"sha256": "', '"sha256": "0')):
         records.write_text(content)
         assert not finished()
+
+
+def test_what_a_kernel_wrote_passes_every_check(make_project, capsys):
+    record = 'claims.record("rises", 0.7, 0.6, 0.8, n=n, unit="dB")'
+    project = make_project(FIGURE, record, ledger=CLAIM + 'figure = "line"\n')
+    runner.update(project, "tiny")
+    found = results.of_notebook(project, "tiny")
+    assert results.records(found)["rises"]["cell"] == 3
+    notebook = project.read("tiny")
+    assert notebook.metadata["xaiutils"] == {"sha256": results.notebook_seal(notebook)}
+    shown = notebook.cells[1].outputs[0].data["image/png"]
+    assert results.picture_hash(base64.b64decode(shown)) == found["line"]["png_sha256"]
+    assert ledger.main([], project) == 0
+    assert ledger.main(["stale"], project) == 0
+    assert ledger.main(["why", "rises"], project) == 0
+    shown = capsys.readouterr().out
+    assert "notebook   notebooks/tiny.ipynb, code cell 3\n" in shown
+    assert "since then nothing changed\n" in shown
 
 
 def test_the_seal_of_a_notebook_holds_code_and_outputs_but_no_text():

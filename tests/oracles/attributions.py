@@ -10,7 +10,7 @@ from torch import nn
 
 from oracles.problems import Convolutional, Recorder, answer, softmax, weighted
 from oracles.registry import oracle_of
-from xaiutils import attribution, deeplift
+from xaiutils import attribution, deeplift, integrated
 
 N, SHAPE = 3, (2, 6, 8)
 AGAINST = np.array([1, 0, 3])
@@ -313,3 +313,49 @@ def deepshap(model, x, baselines, target, against=None):
     own = np.stack([baselines] * len(x)) if baselines.ndim == 2 else baselines
     each = [rescale(model, x, start, target, against) for start in own.swapaxes(0, 1)]
     return sum(each) / len(each)
+
+
+@oracle_of(
+    attribution.completeness_gap,
+    lambda rng: {
+        **images(rng),
+        "baseline": rng.random((N, *SHAPE)),
+        "attribution": rng.random((N, *SHAPE)),
+    },
+    SCALARS,
+)
+def completeness_gap(model, x, baseline, attribution, **which):
+    ends = zip(x, baseline, strict=True)
+    rises = [
+        scalar(answer(model, one), i, **which) - scalar(answer(model, start), i, **which)
+        for i, (one, start) in enumerate(ends)
+    ]
+    return attribution.sum(axis=(1, 2, 3)) - rises
+
+
+@oracle_of(
+    integrated.gauss_legendre,
+    lambda rng: {},
+    [{"steps": 1}, {"steps": 6}],
+    call=lambda steps: [
+        integrated.gauss_legendre(steps)[1] @ integrated.gauss_legendre(steps)[0] ** k
+        for k in range(2 * steps)
+    ],
+)
+def gauss_legendre(steps):
+    """Powers up to 2 steps - 1 are integrated exactly."""
+    return np.array([1 / (k + 1) for k in range(2 * steps)])
+
+
+@oracle_of(
+    attribution.tokens_to_map,
+    lambda rng: {"tokens": torch.from_numpy(rng.random((2, 7, 5))), "size": (2, 3)},
+    [{}, {"size": 2, "prefix": 3}],
+    call=lambda tokens, **options: attribution.tokens_to_map(**options)(tokens),
+)
+def tokens_to_map(tokens, size, prefix=1):
+    rows, columns = np.broadcast_to(size, 2)
+    out = np.empty((2, 5, rows, columns))
+    for i, channel, row, column in np.ndindex(out.shape):
+        out[i, channel, row, column] = tokens[i, prefix + row * columns + column, channel]
+    return out

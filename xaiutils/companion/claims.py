@@ -254,8 +254,9 @@ def _claim(claim_id):
 
 def _save(claim_id, entry):
     shell = get_ipython()
-    # In a run from top to bottom this is the number of the code cell.
-    cell = {"cell": shell.execution_count} if shell else {}
+    # The cells run so far with this one, which is the number of the code cell in a whole run.
+    # `execution_count` is one more than this in some versions of IPython.
+    cell = {"cell": len(shell.history_manager.input_hist_parsed) - 1} if shell else {}
     _records[claim_id] = entry | cell
     run = provenance.current()
     content = {**provenance.stamp(run), "claims": dict(sorted(_records.items()))}

@@ -1,8 +1,8 @@
 """The ledger: every claim of the papers beside what the last runs measured for it.
 
-Without a command, `figures/CLAIMS.md` is written anew. Exit codes: 0; 1 if `stale` or
-`numbers --strict` found something; 2 if something cannot be read, or there is no such claim or
-notebook.
+Without a command, `figures/CLAIMS.md` is written anew from the records of the last runs. Exit
+codes: 0; 1 if `stale` or `numbers --strict` found something; 2 if something cannot be read, or
+there is no such claim or notebook. `python -m xaiutils.claims` is the same command.
 """
 
 import argparse
@@ -231,7 +231,7 @@ def generate(name, text_of, project=None):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m xaiutils.claims",
+        prog="xaiutils claims",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -242,7 +242,7 @@ def _parser():
             name,
             help=text.partition(".")[0],
             description=text,
-            epilog=f"Example: python -m xaiutils.claims {example}",
+            epilog=f"Example: xaiutils claims {example}",
         )
         return one
 
@@ -257,7 +257,8 @@ def _parser():
     command(
         "stale",
         "notebooks whose results are older than their code. One line each, with the hashes that "
-        "changed; exit code 1 if there is one, 0 if there is none.",
+        "changed; make figures reruns these notebooks. Exit code 1 if there is one, 0 if there is "
+        "none.",
         "stale",
     )
     one = command(

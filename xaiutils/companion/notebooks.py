@@ -171,10 +171,7 @@ class Project:
         if profile not in PROFILES:
             raise ProjectError(f"no profile {profile!r}; allowed: {', '.join(PROFILES)}")
         path = self.root / "notebooks" / "profiles.toml"
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ProjectError(f"{path.name} cannot be read: {first_line(error)}") from None
+        tables = read_toml(path)
         known = {(p, n) for p in PROFILES[1:] for n in self.names()}
         for found, table in tables.items():
             for key, values in table.items() if isinstance(table, dict) else [("", {})]:

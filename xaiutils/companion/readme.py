@@ -1,6 +1,7 @@
 """What README.md says of the results, from the ledger: no number in it is typed.
 
-``python -m xaiutils.readme`` writes the part between the two marks; the rest is left as it is.
+``python -m xaiutils.companion.readme`` writes the part between the two marks and leaves the rest as
+it is.
 """
 
 import math
