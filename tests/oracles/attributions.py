@@ -333,6 +333,10 @@ def completeness_gap(model, x, baseline, attribution, **which):
     return attribution.sum(axis=(1, 2, 3)) - rises
 
 
+def powers(nodes, weights):
+    return [weights @ nodes**k for k in range(2 * len(nodes))]
+
+
 @oracle_of(
     integrated.gauss_legendre,
     lambda rng: {},

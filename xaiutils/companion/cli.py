@@ -103,7 +103,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "explain": ("which parts of an image or a sound make a model answer as it does?", explain),
     "fetch": ("fetch and check weights, images and sounds ahead", _of("xaiutils.data.assets")),
     "run": ("run notebooks, with other parameters or seeds", _of("xaiutils.companion.run")),
-    "claims": ("the claims of the papers and what was found", _of("xaiutils.companion.claims")),
+    "claims": ("the claims of the papers and what was found", _of("xaiutils.companion.ledger")),
 }
 
 
