@@ -15,7 +15,8 @@ import numpy as np
 from scipy.stats import norm
 
 from xaiutils import designs, limit
-from xaiutils.perturb import Components, Filler, _numpy, evaluate
+from xaiutils.data.images import as_numpy
+from xaiutils.perturb import Components, Filler, evaluate
 from xaiutils.runtime import one_blas_thread
 
 
@@ -167,11 +168,12 @@ def explain(
     ValueError
         If an argument is out of range, or if the masks cannot determine the fit.
     """
-    single = isinstance(targets, int | np.integer)
-    columns = [int(targets)] if single else [int(t) for t in targets]
+    columns = as_numpy(targets)
+    single, columns = columns.ndim == 0, np.atleast_1d(columns)
     if package_exact and (design != "iid" or stop is not None):
         raise ValueError("package_exact draws one round of independent masks: no design, no stop")
-    if not columns or min(columns) < 0:
+    fits = columns.ndim == 1 and columns.size and columns.dtype.kind in "iu"
+    if not fits or columns.min() < 0:
         raise ValueError(f"targets must be outputs of the model, counted from 0, got {targets!r}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be positive, got {n_samples}")
@@ -302,7 +304,7 @@ def _package_fill(x, components: Components) -> np.ndarray:
 
     For uint8 images the cast truncates, half a gray level on average.
     """
-    x = _numpy(x)
+    x = as_numpy(x)
     labels = components.aligned(x.shape)
     filled = x.copy()
     axes = tuple(axis for axis, n in enumerate(labels.shape) if n == 1 and x.shape[axis] > 1)
