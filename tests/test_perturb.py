@@ -184,8 +184,9 @@ def test_batches_built_with_torch_alone_are_the_same(dtype, kind):
     """The way of other devices, here on the CPU, equals numpy's bit by bit."""
     x, components = random_input((3, 4, 5), dtype), Components(LABELS)
     masks = random_masks(6, components.d)
-    by_numpy = perturb._numpy_builder(x, components, FILLERS[kind], 6)(masks)
-    by_torch = perturb._torch_builder(x, components, FILLERS[kind], torch.device("cpu"))(masks)
+    hidden = perturb.fill(x, components, FILLERS[kind])
+    by_numpy = perturb._numpy_builder(x, components, hidden, 6)(masks)
+    by_torch = perturb._torch_builder(x, components, hidden, torch.device("cpu"))(masks)
     assert by_torch.dtype == by_numpy.dtype
     assert_array_equal(by_torch, by_numpy)
 

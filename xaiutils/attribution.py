@@ -8,7 +8,9 @@ Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *sh
 
 - output `target` of each input, ints (n,);
 - output `target` minus output `against`, ints (n,) too: why this class and not that one;
-- with `log_probability`, and without `against`, the log-probability of `target`.
+- with `log_probability`, and without `against`, the log-probability of `target`. True takes the
+  outputs for logits and refuses what looks like probabilities; "logits" or "probabilities" says
+  what they are.
 
 The model is used where it lives and in its precision, is not changed, and may have trainable
 parameters; they get no gradients. On the CPU several batches go through it at a time, so that

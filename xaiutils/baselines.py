@@ -18,6 +18,7 @@ import torch
 
 from xaiutils.data.images import as_batch, as_images, rng
 from xaiutils.explained import Task, classes
+from xaiutils.outputs import Classes
 from xaiutils.training_samples import ClassMean as ClassMean
 from xaiutils.training_samples import NearestSample as NearestSample
 
@@ -180,6 +181,7 @@ def adversarial(
     steps: int = 100,
     step_size: float = 0.1,
     batch_size: int = 256,
+    outputs_are: str | None = None,
 ) -> np.ndarray:
     """The point without a GAN: a small change of `x` that `model` takes for the target class.
 
@@ -190,18 +192,20 @@ def adversarial(
     Parameters
     ----------
     model : torch.nn.Module
-        Maps (B, C, H, W) to logits (B, K); in evaluation mode. It is used where it lives, is not
-        changed and gets no gradients.
+        Maps (B, C, H, W) to logits (B, K), K at least 2; in evaluation mode. It is used where it
+        lives, is not changed and gets no gradients.
     x : (n, C, H, W) floating array or tensor in [0, 1]
     targets : (n,) ints
     confidence : float
-        Softmax probability of the target class, in (0, 1).
+        Probability of the target class, in (0, 1).
     steps : int
         Most steps; an image that has not reached `confidence` by then returns its last point.
     step_size : float
         Euclidean length of a step, before clipping. Small steps stay near x.
     batch_size : int
         Images per call of the model; they do not affect each other.
+    outputs_are : {None, "logits", "probabilities"}
+        What the model returns. None takes it for logits and refuses what looks like probabilities.
 
     Returns
     -------
@@ -210,8 +214,8 @@ def adversarial(
     Raises
     ------
     ValueError
-        If an argument is out of its range, a target is no output of the model, or dropout or
-        batch norm is in training mode.
+        If an argument is out of its range, a target is no output of the model, dropout or batch
+        norm is in training mode, or the outputs are not those of two or more classes.
 
     Notes
     -----
@@ -234,9 +238,11 @@ def adversarial(
         raise ValueError(f"step_size must be a positive length, got {step_size}")
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    Classes(outputs_are)  # refuses another word
     x = as_batch(x)
+    targets = classes("targets", targets, len(x), "classes")
     task = Task(
-        model, x.copy(), classes("targets", targets, len(x), "classes"), log_probability=True
+        model, x.copy(), targets, log_probability=outputs_are or True, argument="outputs_are"
     )
     found, goal = np.empty_like(x), math.log(confidence)
     for _, rows, _ in task.batches(1, batch_size):
@@ -249,12 +255,10 @@ def _descend(task: Task, rows, goal: float, steps: int, step_size: float):
     """Last points of the descent from inputs `rows` (b,), and whether they reach `goal`, (b,)."""
     points, active = task.x[rows], np.arange(len(rows))
     for step in range(steps + 1):
-        here = points[active].requires_grad_()
-        with torch.enable_grad():
-            value = task.scalar_of(rows[active])(here)
-            (slope,) = torch.autograd.grad(value.sum(), here)
+        here = points[active]
+        value, slope = task.values_and_gradients(here, rows[active])
         short = (value < goal).cpu().numpy()
-        active, here, slope = active[short], here.detach()[short], slope[short]
+        active, here, slope = active[short], here[short], slope[short]
         if step == steps or not len(active):
             break
         tiny = torch.finfo(slope.dtype).tiny  # no gradient, no step

@@ -1,7 +1,7 @@
 """What attributions explain: checked inputs, and one scalar of the outputs for each of them.
 
 The scalar of an input is output `target`, output `target` minus output `against`, or, with
-`log_probability`, the logarithm of the softmax of the outputs at `target`.
+`log_probability`, the logarithm of the probability of `target`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from xaiutils import runtime
+from xaiutils.data.images import as_numpy, as_real, no_nan
+from xaiutils.inputs import ask
+from xaiutils.outputs import KINDS, Classes, as_array, as_tensor
 
 HOOKS = threading.Lock()  # held while hooks of a model come or go, and while it is copied
 
@@ -24,38 +27,83 @@ class Task:
     ----------
     model : torch.nn.Module
         Maps (B, *shape) to logits (B, K), in evaluation mode.
-    x : array or tensor (n, *shape)
+    x : floating array or tensor (n, *shape)
     target : ints (n,), each in 0..K-1
     against : ints (n,), optional
         Subtract these outputs.
-    log_probability : bool
-        Explain the log-probability of `target` instead of its logit; only without `against`.
+    log_probability : bool or {"logits", "probabilities"}
+        Explain the log-probability of `target` instead of its logit; only without `against`. What
+        the outputs are can be told; True takes them for logits and refuses probabilities.
+    argument : str
+        What messages call `log_probability`.
+
+    Attributes
+    ----------
+    x : Tensor (n, *shape)
+        Where the model lives and in its dtype, but in single precision for a half one.
 
     Raises
     ------
     ValueError
-        If a shape or a class does not fit, if dropout or batch norm is in training mode, or if
-        `log_probability` comes with `against`.
+        If the model is no module, if a shape or a class does not fit, if x is not floating or holds
+        NaN, if dropout or batch norm is in training mode, or if `log_probability` comes with
+        `against`. The methods: if the model's outputs do not fit, depend on x in no way that torch
+        can differentiate, or are NaN or infinite.
     """
 
-    def __init__(self, model, x, target, against=None, log_probability: bool = False):
+    def __init__(
+        self,
+        model,
+        x,
+        target,
+        against=None,
+        log_probability: bool | str = False,
+        argument: str = "log_probability",
+    ):
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(
+                f"model must be a torch.nn.Module, whose gradients are known: got {type(model)}"
+            )
         runtime.check_mode(model)
-        x = torch.as_tensor(x).detach()
+        values = as_real(x)
+        x = (x if isinstance(x, torch.Tensor) else torch.as_tensor(values)).detach()
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(f"x must be a batch (n, ...) of inputs, got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x must be floating, got {x.dtype}: x / 255 for a model of images in [0, 1]"
+            )
+        no_nan("x", values)
         if log_probability and against is not None:
             raise ValueError(
                 "log_probability explains target alone: against must be None with it, or "
                 "log_probability False"
             )
+        if log_probability not in (False, True, *KINDS):
+            raise ValueError(f"log_probability must be a bool or one of {KINDS}: {log_probability}")
         weights = [*model.parameters(), *model.buffers()]
-        self.model, self.x = model, x.to(next((w for w in weights if w.is_floating_point()), x))
-        self.target = classes("target", target, len(x))
-        self.against = None if against is None else classes("against", against, len(x))
-        self.log_probability = log_probability
+        like = next((w for w in weights if w.is_floating_point()), x)
+        self.model, self._dtype = model, like.dtype
+        # Sums over many gradients need more than half precision.
+        half = like.dtype in (torch.float16, torch.bfloat16)
+        self.x = x.to(like.device, torch.float32 if half else like.dtype)
+        self.target = self._indices("target", target)
+        self.against = None if against is None else self._indices("against", against)
+        told = log_probability if isinstance(log_probability, str) else None
+        self._classes = Classes(told, argument) if log_probability else None
+        self._judged = False
+
+    def _indices(self, name, values) -> np.ndarray:
+        """One output index for each input."""
+        try:
+            return classes(name, values, len(self.x))
+        except ValueError as error:
+            shape = tuple(self.x.shape)
+            raise ValueError(f"{error}; x is a batch of {len(self.x)}, {shape}") from None
 
     def like_x(self, baseline) -> torch.Tensor:
         """`baseline`, anything that broadcasts, with the shape, dtype and device of x."""
+        no_nan("baseline", as_real(baseline, "baseline"))
         baseline = torch.as_tensor(baseline).detach().to(self.x)
         try:
             return baseline.expand_as(self.x)
@@ -85,32 +133,59 @@ class Task:
             raise ValueError(f"x must be images (n, C, H, W), got shape {tuple(self.x.shape)}")
         return tuple(self.x.shape[2:])
 
+    def outputs(self, batch) -> torch.Tensor:
+        """Outputs of the model for a batch (B, *shape), which it may write to."""
+        return as_tensor(ask(self.model, batch.to(self._dtype, copy=True)))
+
     def explained(self, out, rows) -> torch.Tensor:
         """The scalar (B,) in outputs (B, K) for copies of inputs `rows` (B,)."""
-        out = torch.as_tensor(out)
+        out = as_tensor(out)
         if out.ndim != 2 or len(out) != len(rows):
             raise ValueError(
                 f"model must return (batch, outputs), got {tuple(out.shape)} for {len(rows)} rows"
             )
+        if self._classes is not None:
+            out = self._log_probabilities(out)
         for name, wanted in (("target", self.target), ("against", self.against)):
             if wanted is not None and wanted.max() >= out.shape[1]:
                 raise ValueError(f"{name} must be within 0..{out.shape[1] - 1}: {wanted.max()}")
-        if self.log_probability:
-            out = out.log_softmax(1)
         each = np.arange(len(rows))
         scalar = out[each, self.target[rows]]
-        return scalar if self.against is None else scalar - out[each, self.against[rows]]
+        if self.against is not None:
+            scalar = scalar - out[each, self.against[rows]]
+        _finite("model returned", scalar, rows)
+        return scalar
+
+    def _log_probabilities(self, out) -> torch.Tensor:
+        if not self._judged:  # the first batch tells what the others are
+            self._classes.check(as_array(out))
+            self._classes.settle()
+            self._judged = True
+        return out.log() if self._classes.kind == "probabilities" else out.log_softmax(1)
 
     def scalar_of(self, rows) -> Callable:
         """Function from a batch of copies of inputs `rows` to its explained scalars."""
-        return lambda batch: self.explained(self.model(batch), rows)
+        return lambda batch: self.explained(self.outputs(batch), rows)
 
     def gradients(self, points, rows) -> torch.Tensor:
         """Gradient of the scalar at `points` (B, *shape), copies of inputs `rows`."""
+        return self.values_and_gradients(points, rows)[1]
+
+    def values_and_gradients(self, points, rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scalar, (B,), and its gradient at `points` (B, *shape), copies of inputs `rows`."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            (slopes,) = torch.autograd.grad(self.scalar_of(rows)(points).sum(), points)
-        return slopes
+            scalar = self.scalar_of(rows)(points)
+            if not scalar.requires_grad:
+                raise ValueError(
+                    "model's outputs have no gradient: its forward leaves torch, detaches, or runs "
+                    "under no_grad"
+                )
+            (slopes,) = torch.autograd.grad(scalar.sum(), points, allow_unused=True)
+        if slopes is None:
+            raise ValueError("model's outputs do not depend on x, or only on a detached copy of it")
+        _finite("the gradient holds", slopes, rows)
+        return scalar.detach(), slopes
 
     def batches(self, copies: int, batch_size: int) -> Iterator[tuple]:
         """All (input, copy) pairs, input by input, in batches (pieces, inputs, copies).
@@ -152,6 +227,17 @@ class Task:
         yield from runtime.side_by_side(with_gradients, batches, self.x.device)
 
 
+def _finite(what: str, values: torch.Tensor, rows) -> None:
+    """ValueError that names the first input of `rows` whose `values` (B, ...) are not finite."""
+    finite = values.detach().isfinite()
+    if not finite.all():
+        bad = ~finite.reshape(len(rows), -1).all(1).cpu().numpy()
+        raise ValueError(
+            f"{what} NaN or infinity at {bad.sum()} of {len(rows)} points in a batch, first for "
+            f"input {rows[bad.argmax()]}"
+        )
+
+
 def generator(seed: int, image: int) -> torch.Generator:
     """Source of the random numbers of input `image`, on the CPU, the same for any batch size."""
     state = np.random.SeedSequence([seed, image]).generate_state(1, np.uint64)[0]
@@ -159,8 +245,13 @@ def generator(seed: int, image: int) -> torch.Generator:
 
 
 def classes(name: str, values, n: int, kind: str = "output indices") -> np.ndarray:
-    """`values`, called `name`, as ints (n,) >= 0; ValueError, which calls them `kind`, if not."""
-    values = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    """`values`, called `name`, as ints (n,) >= 0; ValueError, which calls them `kind`, if not.
+
+    A single one may come without its axis.
+    """
+    values = as_numpy(values)
+    if values.ndim == 0 and n == 1:
+        values = values[None]
     if values.shape != (n,) or values.dtype.kind not in "iu" or values.min() < 0:
         raise ValueError(f"{name} must hold {n} {kind} >= 0: {values.dtype} {values.shape}")
-    return values
+    return values.astype(np.int64)  # torch would take uint8 for a mask

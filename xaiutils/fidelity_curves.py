@@ -15,6 +15,9 @@ import torch
 from tqdm import tqdm
 
 from xaiutils import perturb
+from xaiutils.data.images import as_numpy, as_real, no_nan
+from xaiutils.explained import classes
+from xaiutils.outputs import Classes
 from xaiutils.perturb import Components, Filler
 from xaiutils.storage import Storable
 
@@ -42,7 +45,8 @@ class Curves(Storable):
     correct : (n, O, K+1) bool
         The largest logit is that of the label.
     probability_label, probability_predicted, logit_label, logit_predicted : (n, O, K+1) float32
-        Of the label, and of the class predicted for the unperturbed image.
+        Of the label, and of the class predicted for the unperturbed image. The logit is minus
+        infinity where the probability is 0.
     predicted : (n,) int
         That class.
     """
@@ -80,13 +84,20 @@ class Curves(Storable):
         Raises
         ------
         ValueError
-            If the order was not computed or the measure is unknown.
+            If the order was not computed, the measure is unknown, or a logit is minus infinity.
         """
         if order not in self.orders:
             raise ValueError(f"order must be one of {self.orders}, got {order!r}")
         if measure not in MEASURES:
             raise ValueError(f"measure must be one of {tuple(MEASURES)}, got {measure!r}")
-        return getattr(self, MEASURES[measure])[:, self.orders.index(order)]
+        values = getattr(self, MEASURES[measure])[:, self.orders.index(order)]
+        if values.dtype.kind == "f" and np.isinf(values).any():
+            image = int(np.isinf(values).any(axis=1).argmax())
+            raise ValueError(
+                f"{measure} of image {image} is minus infinity at some step, where the probability "
+                'is 0: use measure "probability" or "accuracy"'
+            )
+        return values
 
     def drop(self, order: str, measure: str = "accuracy") -> np.ndarray:
         """What each image has lost of `curve` at each step, (n, K+1) float64; 0 at the first."""
@@ -129,6 +140,7 @@ def curves(
     batch_size: int | None = None,
     device: str = "auto",
     seed: int = 0,
+    outputs_are: str | None = None,
 ) -> Curves | dict[str, Curves]:
     """Hide components of each image in rank order and record the model's outputs.
 
@@ -138,7 +150,8 @@ def curves(
     Parameters
     ----------
     model : torch.nn.Module or callable
-        Maps (B, *x.shape[1:]) to logits (B, classes). See `perturb.evaluate`.
+        Maps (B, *x.shape[1:]) to logits (B, classes), of two classes or more. See
+        `perturb.evaluate`.
     x : (n, ...) array or tensor
         Images (n, C, H, W), or inputs of any other shape.
     y : (n,) int
@@ -156,6 +169,9 @@ def curves(
         What is hidden together; by default single positions.
     seed : int
         Of the ties. Image i draws the same for all maps and orders: LIF is MIF reversed.
+    outputs_are : {None, "logits", "probabilities"}
+        What the model returns. Probabilities are recorded as they are, and their logarithms as
+        logits. None takes it for logits and refuses what looks like probabilities.
 
     Returns
     -------
@@ -164,7 +180,8 @@ def curves(
     Raises
     ------
     ValueError
-        If shapes, labels, orders or filler do not fit, or a score is NaN.
+        If shapes, labels, orders or filler do not fit, a score is NaN, or the outputs are not those
+        of two or more classes.
 
     Examples
     --------
@@ -182,11 +199,13 @@ def curves(
     >>> found.curve("mif").astype(int), found.curve("lif").astype(int)
     (array([[1, 0, 0, 0, 0]]), array([[1, 1, 1, 0, 0]]))
     """
-    x, y = _array(x), _array(y)
+    scale = Classes(outputs_are)
+    x = as_real(x)
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x must be a batch (n, ...) of inputs, got shape {x.shape}")
-    if y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
-        raise ValueError(f"y must hold {len(x)} class indices >= 0: {y.dtype} {y.shape}")
+    if isinstance(model, torch.nn.Module):
+        no_nan("x", x)
+    y = classes("y", y, len(x), "class indices")
     orders = tuple(orders)
     if not orders or not set(orders) <= set(ORDERS) or len(set(orders)) < len(orders):
         raise ValueError(f"orders must be distinct names of {ORDERS}, got {orders}")
@@ -212,8 +231,9 @@ def curves(
             filler_of(i),
             batch_size=batch_size,
             device=device,
-            outputs=_recorder(y[i]),
+            outputs=_recorder(i, y[i], scale),
         )
+        scale.settle()
         inner = out[2:].reshape(len(maps), len(orders), len(hidden) - 2, 5)
         clean, blank = (np.broadcast_to(end, (*inner.shape[:2], 1, 5)) for end in out[:2])
         rows = np.concatenate([clean, inner, blank], axis=2)[:, :, step]
@@ -263,24 +283,30 @@ def _masks(ranks, orders, hidden):
     return masks
 
 
-def _recorder(label) -> Callable:
-    """Function from logits (B, classes) to (B, 5): winner, then four fields of `Curves`.
+def _recorder(image, label, scale: Classes) -> Callable:
+    """Function from outputs (B, classes) to (B, 5): winner, then four fields of `Curves`.
 
     Rows must come in order and the first must be the unperturbed input: its winner is the
     predicted class of all.
     """
     predicted = None
 
-    def record(logits):
+    def record(out):
         nonlocal predicted
-        if label >= logits.shape[1]:
-            raise ValueError(f"y must hold classes 0..{logits.shape[1] - 1}, got {label}")
-        winner = logits.argmax(axis=1)
+        try:
+            scale.check(out)
+        except ValueError as error:
+            raise ValueError(f"image {image}: {error}") from None
+        if label >= out.shape[1]:
+            raise ValueError(f"y must hold classes 0..{out.shape[1] - 1}, got {label}")
+        winner = out.argmax(axis=1)
         if predicted is None:
             predicted = winner[0]
-        chosen = logits[:, [label, predicted]].astype(np.float64)
-        top = logits.max(axis=1, keepdims=True).astype(np.float64)
-        total = np.exp(logits - top).sum(axis=1, keepdims=True)
+        chosen = out[:, [label, predicted]].astype(np.float64)
+        if scale.kind == "probabilities":
+            return np.column_stack([winner, chosen, scale.logits(chosen)])
+        top = out.max(axis=1, keepdims=True).astype(np.float64)
+        total = np.exp(out - top).sum(axis=1, keepdims=True)
         return np.column_stack([winner, np.exp(chosen - top) / total, chosen])
 
     return record
@@ -312,7 +338,7 @@ def _components(components, named, x) -> list[Components]:
 
 def _scores(name, values, parts, flatten) -> list[np.ndarray]:
     """Scores of one map, one array (d,) per image."""
-    rows = [_array(row).astype(np.float64) for row in values]
+    rows = [as_numpy(row).astype(np.float64) for row in values]
     if flatten:
         rows = [row.ravel() for row in rows]
     expected = [(part.d,) for part in parts]
@@ -336,7 +362,7 @@ def _fillers(filler, x, parts) -> Callable:
                 "be hidden; give a number, an array or a callable"
             )
     elif isinstance(filler, np.ndarray | torch.Tensor) and filler.ndim == x.ndim:
-        filler = _array(filler)
+        filler = as_numpy(filler)
         if filler.shape != x.shape:
             raise ValueError(
                 f"filler with one entry per image must have the shape of x, {x.shape}, "
@@ -344,9 +370,3 @@ def _fillers(filler, x, parts) -> Callable:
             )
         return lambda i: filler[i]
     return lambda i: filler
-
-
-def _array(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(values)

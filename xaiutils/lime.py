@@ -16,7 +16,8 @@ import numpy as np
 from scipy.stats import norm
 
 from xaiutils import designs, limit
-from xaiutils.perturb import Components, Filler, _numpy, evaluate, fill
+from xaiutils.data.images import as_numpy
+from xaiutils.perturb import Components, Filler, evaluate, fill
 from xaiutils.runtime import one_blas_thread
 from xaiutils.storage import Storable
 
@@ -238,11 +239,12 @@ def explain(
     >>> sorted(lime.top_k(found.coef, 2))
     [2, 3]
     """
-    single = isinstance(targets, int | np.integer)
-    columns = [int(targets)] if single else [int(t) for t in targets]
+    columns = as_numpy(targets)
+    single, columns = columns.ndim == 0, np.atleast_1d(columns)
     if package_exact and (design != "iid" or stop is not None):
         raise ValueError("package_exact draws one round of independent masks: no design, no stop")
-    if not columns or min(columns) < 0:
+    fits = columns.ndim == 1 and columns.size and columns.dtype.kind in "iu"
+    if not fits or columns.min() < 0:
         raise ValueError(f"targets must be outputs of the model, counted from 0, got {targets!r}")
     if not isinstance(n_samples, int | np.integer) or n_samples < 1:
         raise ValueError(f"n_samples must be a positive integer, got {n_samples!r}")
@@ -478,7 +480,7 @@ def _unchanged(x, components: Components, filler) -> np.ndarray | None:
     hidden = fill(x, components, filler)
     if callable(hidden):
         return None
-    x = _numpy(x)
+    x = as_numpy(x)
     same = x == hidden
     if np.issubdtype(x.dtype, np.floating):  # the mean of equal values is a sum, then rounded
         rounding = EPS * x.size + np.finfo(x.dtype).eps
@@ -500,7 +502,7 @@ def _package_fill(x, components: Components) -> np.ndarray:
 
     For uint8 images the cast truncates, half a gray level on average.
     """
-    x = _numpy(x)
+    x = as_numpy(x)
     labels = components.aligned(x.shape)
     filled = x.copy()
     axes = tuple(axis for axis, n in enumerate(labels.shape) if n == 1 and x.shape[axis] > 1)

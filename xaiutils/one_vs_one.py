@@ -9,7 +9,10 @@ it runs on ONNX Runtime) or a callable; `x` (n, C, H, W) are floating-point imag
 `target` (n,) the classes c_o and c_t of each; `scores` (n, H, W) has one score per pixel, whose
 channels are replaced together, or is a dict of such maps: the result then is a dict too, and rows
 of all maps share the calls of the model. `batch_size` is by default the one `runtime.forward`
-measured. All raise ValueError if a shape, a class or an option does not fit.
+measured. `outputs_are` can say that the model returns "probabilities", whose logarithms then serve
+as logits, or that it returns "logits"; by default logits are expected and what looks like
+probabilities is refused. All raise ValueError if a shape, a class or an option does not fit, or if
+an output is NaN or infinite.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.special import softmax
 from skimage.morphology import closing as close_gaps
 from skimage.morphology import disk
 
@@ -136,6 +138,7 @@ def removal(
     step: float = 0.01,
     seed: int = 0,
     batch_size: int | None = None,
+    outputs_are: str | None = None,
 ) -> Removal | dict[str, Removal]:
     """Replace the pixels of largest signed score by a filler, step by step.
 
@@ -143,7 +146,7 @@ def removal(
 
     Parameters
     ----------
-    model, x, source, target, scores, batch_size
+    model, x, source, target, scores, batch_size, outputs_are
         See the module. Equal scores are ordered at random.
     filler : number or array that broadcasts against `x`
         r, what replaced pixels show; (n, C, H, W) is one image for each.
@@ -160,7 +163,7 @@ def removal(
     Neural Network Has Learned*, IEEE TNNLS 28 (2017). The filler favours the map that was made
     with it: for a linear model, w * (x - r) has the largest sum of drops of all rankings.
     """
-    queries = ImageQueries(model, x, batch_size)
+    queries = ImageQueries(model, x, batch_size, outputs_are)
     source, target = queries.pair(source, target)
     names, maps = queries.maps(scores)
     filler = queries.like_x("filler", filler)
@@ -210,6 +213,7 @@ def conversion(
     share: float = 0.2,
     blank=0.0,
     batch_size: int | None = None,
+    outputs_are: str | None = None,
 ) -> Conversion | dict[str, Conversion]:
     """Turn images of c_o into c_t by blanking the pixels that speak for c_o against c_t.
 
@@ -219,7 +223,7 @@ def conversion(
 
     Parameters
     ----------
-    model, x, source, target, scores, batch_size
+    model, x, source, target, scores, batch_size, outputs_are
         See the module. Here scores are contributions to c_o minus contributions to c_t, signed.
     share : float in (0, 1]
     blank : number or array that broadcasts against `x`
@@ -230,7 +234,7 @@ def conversion(
     Propagating Activation Differences*, ICML 2017, where m = 157 of 784 pixels. As in their code
     the threshold is entry 157 of the sorted scores counted from 0, hence the (m + 1)-th largest.
     """
-    queries = ImageQueries(model, x, batch_size)
+    queries = ImageQueries(model, x, batch_size, outputs_are)
     source, target = queries.pair(source, target)
     names, maps = queries.maps(scores)
     blank = queries.like_x("blank", blank)
@@ -267,6 +271,7 @@ def mask_test(
     closing: int = 1,
     sigma: float = 0.5,
     batch_size: int | None = None,
+    outputs_are: str | None = None,
 ) -> MaskTest | dict[str, MaskTest]:
     """How little of the baseline image, where a map says, makes a model see the target class.
 
@@ -275,7 +280,7 @@ def mask_test(
 
     Parameters
     ----------
-    model, x, target, scores, batch_size
+    model, x, target, scores, batch_size, outputs_are
         See the module. Only |scores| counts.
     baseline : (n, C, H, W) array
         b, an image of class `target` for each.
@@ -295,7 +300,7 @@ def mask_test(
     images of 128. Their thresholds are evenly spaced, which leaves few masks to a map of few large
     values; ours are quantiles, so a mask depends on the order of the pixels alone.
     """
-    queries = ImageQueries(model, x, batch_size)
+    queries = ImageQueries(model, x, batch_size, outputs_are)
     target = queries.classes("target", target)
     names, maps = queries.maps(scores)
     baseline = queries.like_x("baseline", baseline)
@@ -328,10 +333,10 @@ def mask_test(
         image = job[rows] % n
         return baseline[image] * mask + queries.x[image] * (1 - mask)
 
-    logits = queries.logits(len(job), build)
+    out = queries.ask(len(job), build)
     wanted = target[job % n]
-    probability = softmax(logits.astype(np.float64), axis=1)[np.arange(len(job)), wanted][at]
-    flips = (logits.argmax(axis=1) == wanted)[at]
+    probability = queries.scale.probabilities(out)[np.arange(len(job)), wanted][at]
+    flips = (out.argmax(axis=1) == wanted)[at]
     gains = probability - probability[:, :1]  # the first mask is empty: the hybrid is x
     rows = zip(*(v.reshape(shape) for v in (sizes[at], gains, flips)), strict=True)
     return _named(names, [MaskTest(*row) for row in rows])
@@ -350,6 +355,13 @@ def _margin(logits, source, target) -> np.ndarray:
     """LO (..., n, S) of logits (..., n, S, K)."""
     logits, every = np.moveaxis(logits, -3, 0), np.arange(len(source))  # images first
     own, other = (logits[every, ..., c].astype(np.float64) for c in (source, target))
+    for c, scores in ((source, own), (target, other)):
+        if np.isinf(scores).any():
+            image = int(np.isinf(scores).reshape(len(scores), -1).any(axis=1).argmax())
+            raise ValueError(
+                f"LO needs finite logits, but class {c[image]} of image {image} has minus infinity "
+                "at some step, the logarithm of a probability of 0"
+            )
     return np.moveaxis(own - other, 0, -2)
 
 

@@ -14,6 +14,8 @@ import torch
 from tqdm import tqdm
 
 from xaiutils import runtime
+from xaiutils.data.images import as_numpy, as_real, no_nan
+from xaiutils.outputs import as_array, bad_rows
 
 Filler = str | float | np.ndarray | torch.Tensor | Callable
 
@@ -33,6 +35,18 @@ class Components:
     ValueError
         If the labels are not exactly 0..d-1. A gap or an offset would leave components
         that are never hidden, silently.
+
+    Examples
+    --------
+    >>> halves = Components([[0, 0, 1, 1], [0, 0, 1, 1]])
+    >>> halves
+    Components(d=2, shape=(2, 4))
+    >>> image = np.arange(8.0).reshape(1, 2, 4)  # (C, H, W)
+    >>> halves.means(image)[0, 0]
+    array([2.5, 2.5, 4.5, 4.5])
+    >>> halves.spread([0.3, -0.1])
+    array([[ 0.3,  0.3, -0.1, -0.1],
+           [ 0.3,  0.3, -0.1, -0.1]])
     """
 
     def __init__(self, labels):
@@ -75,7 +89,7 @@ class Components:
 
     def sums(self, values) -> np.ndarray:
         """Sum of `values` (any shape the labels broadcast against) over each component, (d,)."""
-        values = _numpy(values).astype(np.float64)
+        values = as_numpy(values).astype(np.float64)
         labels = np.broadcast_to(self.aligned(values.shape), values.shape)
         return np.bincount(labels.ravel(), values.ravel(), minlength=self.d)
 
@@ -88,7 +102,7 @@ class Components:
 
         Integer inputs get the nearest integer.
         """
-        x = _numpy(x)
+        x = as_numpy(x)
         labels = self.aligned(x.shape)
         # Axes the labels share are channels: each (component, channel) pair is its own group.
         shared = [n if m == 1 else 1 for n, m in zip(x.shape, labels.shape, strict=True)]
@@ -116,14 +130,14 @@ def fill(x, components: Components, filler: Filler) -> np.ndarray | Callable:
     ValueError
         If `filler` is none of these.
     """
-    x = _numpy(x)
+    x = as_numpy(x)
     if callable(filler):
         return filler
     if isinstance(filler, str):
         if filler != "mean":
             raise ValueError(f'filler must be "mean", a number, an array or a callable: {filler!r}')
         return components.means(x)
-    values = _numpy(filler)
+    values = as_numpy(filler)
     if values.dtype.kind not in "biuf":
         raise ValueError(f'filler must be "mean", a number, an array or a callable: {filler!r}')
     try:
@@ -155,12 +169,14 @@ def evaluate(
     Parameters
     ----------
     model : torch.nn.Module or callable
-        Maps a batch (B, *x.shape) to (B, K). A module must be in evaluation mode; on the
-        CPU it runs on ONNX Runtime. A plain callable gets a torch tensor that is reused for
-        the next batch, so it must not keep it.
+        Maps a batch (B, *x.shape) to (B, K), an array or what `outputs.as_array` finds one in. A
+        module must be in evaluation mode; on the CPU it runs on ONNX Runtime. A plain callable
+        gets a torch tensor that is reused for the next batch, so it must not keep it; for one that
+        was written for numpy see `numpy_function`.
     x : array or tensor
         One input, no batch axis. Floating inputs are cast to the dtype of the module's
-        parameters; otherwise the dtype is kept.
+        parameters; otherwise the dtype is kept. NaN is refused, except in the input of a plain
+        callable, which may know what to make of it.
     components : Components
     masks : (N, d) array of 0/1 or bool
         1 keeps a component, 0 hides it.
@@ -179,18 +195,39 @@ def evaluate(
     Raises
     ------
     ValueError
-        If masks, outputs or batch size do not fit; each message names what does.
+        If input, masks, outputs or batch size do not fit, or the model cannot take the input; each
+        message names what does. Also if an output is NaN or infinite. Minus infinity, the logarithm
+        of 0, is let through where the row has finite outputs too and no columns were asked for.
+
+    Examples
+    --------
+    The sum of an image without its left half, without its right half, and whole:
+
+    >>> halves = Components([[0, 0, 1, 1], [0, 0, 1, 1]])
+    >>> image = np.arange(8.0).reshape(1, 2, 4)
+    >>> def total(batch):
+    ...     return batch.sum(dim=(1, 2, 3))[:, None]
+    >>> evaluate(total, image, halves, [[0, 1], [1, 0], [1, 1]], filler=0.0)
+    array([[18.],
+           [10.],
+           [28.]])
     """
     masks = _as_masks(masks, components.d)
-    forward = runtime.forward(model, _numpy(x), device)
-    x = forward.cast(_numpy(x))
+    x = as_real(x)
+    if isinstance(model, torch.nn.Module):
+        no_nan("x", x)
+    forward = runtime.forward(model, x, device)
+    x = forward.cast(x)
+    hidden = fill(x, components, filler)
+    if isinstance(model, torch.nn.Module) and not callable(hidden):
+        no_nan("filler", hidden)
     size = forward.batch_size if batch_size is None else batch_size
     if not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     if forward.device.type == "cpu":
-        build = _numpy_builder(x, components, filler, min(size, max(len(masks), 1)))
+        build = _numpy_builder(x, components, hidden, min(size, max(len(masks), 1)))
     else:
-        build = _torch_builder(x, components, filler, forward.device)
+        build = _torch_builder(x, components, hidden, forward.device)
     result = None
     starts = range(0, len(masks), size)
     for start in tqdm(starts, desc="model calls", delay=5, leave=False, mininterval=1):
@@ -202,21 +239,24 @@ def evaluate(
             )
         if outputs is not None:
             out = np.asarray(outputs(out)) if callable(outputs) else _columns(out, outputs)
+        bad = bad_rows(out, strict=outputs is not None and not callable(outputs))
+        if bad.size:
+            raise ValueError(_not_finite(bad, masks[: start + len(rows)], start, x))
         if result is None:
             result = np.empty((len(masks), *out.shape[1:]), out.dtype)
         result[start : start + len(rows)] = out
     return np.empty((0, 0), x.dtype) if result is None else result
 
 
-def _numpy_builder(x, components, filler, size):
+def _numpy_builder(x, components, hidden, size):
     """Function from masks (B, d) to a batch (B, *x.shape) in one reused buffer, on the CPU.
 
-    With a fixed filler, kept and hidden values are chosen bit by bit, without a branch: for masks
-    of single pixels that is ten times faster than numpy's masked copy or torch.where.
+    `hidden` is what `fill` gave. If it is fixed, kept and hidden values are chosen bit by bit,
+    without a branch: for masks of single pixels that is ten times faster than numpy's masked copy
+    or torch.where.
     """
     labels = components.aligned(x.shape)
     flat = labels.ravel()
-    hidden = fill(x, components, filler)
     buffer = np.empty((size, *x.shape), x.dtype)
     if not callable(hidden):
         bits = np.dtype(f"i{x.itemsize}")
@@ -237,11 +277,10 @@ def _numpy_builder(x, components, filler, size):
     return build
 
 
-def _torch_builder(x, components, filler, device):
+def _torch_builder(x, components, hidden, device):
     """The same on any device; only the masks travel there."""
     labels = components.aligned(x.shape)
     index = torch.from_numpy(labels.ravel()).to(device)
-    hidden = fill(x, components, filler)
     kept = torch.tensor(x, device=device)
     still = None if callable(hidden) else torch.tensor(hidden, device=device)
 
@@ -249,22 +288,74 @@ def _torch_builder(x, components, filler, device):
         keep = torch.tensor(masks, device=device).index_select(1, index)
         replacement = still
         if replacement is None:
-            values = np.ascontiguousarray(_numpy(hidden(x, components, masks)))  # no views
+            values = np.ascontiguousarray(as_numpy(hidden(x, components, masks)))  # no views
             replacement = torch.from_numpy(values).to(kept)
         return torch.where(keep.view(len(masks), *labels.shape), kept, replacement)
 
     return build
 
 
+def numpy_function(predict: Callable) -> Callable:
+    """A model for `evaluate` of a function from numpy arrays, as the lime package takes it.
+
+    A function that was written for numpy may fail on torch tensors, or answer differently without
+    a word: `std` divides by n - 1 in torch, by n in numpy.
+
+    Parameters
+    ----------
+    predict : callable
+        Maps an array (B, *shape), its own to keep and to write to, to an array or a list of B rows
+        of K numbers, or of B numbers, which become (B, 1).
+
+    Returns
+    -------
+    callable
+        Maps a tensor (B, *shape) to an array (B, K).
+
+    Examples
+    --------
+    >>> def predict(images):  # (B, H, W, C), uint8
+    ...     bright = images.mean(axis=(1, 2, 3)) / 255
+    ...     return np.stack([1 - bright, bright], axis=1)
+    >>> image = np.full((2, 4, 3), 102, np.uint8)
+    >>> halves = Components([[[0], [0], [1], [1]], [[0], [0], [1], [1]]])
+    >>> evaluate(numpy_function(predict), image, halves, [[1, 1], [1, 0]], filler=0)
+    array([[0.6, 0.4],
+           [0.8, 0.2]])
+    """
+    if isinstance(predict, torch.nn.Module):
+        raise ValueError("predict must be a function of numpy arrays, got a torch.nn.Module")
+    if not callable(predict):
+        raise ValueError(f"predict must be callable, got {predict!r}")
+
+    def model(batch):
+        out = as_array(predict(as_numpy(batch).copy()))
+        return out[:, None] if out.ndim == 1 else out
+
+    return model
+
+
+def _not_finite(bad, masks, start, x) -> str:
+    """What to say of the rows `bad` of the batch that began at mask `start` and was the last."""
+    first, missing = start + bad[0], np.isnan(x).sum()
+    given = f"; the input itself holds {missing} NaN" if missing else ""
+    return (
+        f"model returned NaN or infinity for {bad.size} of {len(masks) - start} masks in a batch, "
+        f"first for mask {first}, which hides {(~masks[first]).sum()} of {masks.shape[1]} "
+        f"components{given}"
+    )
+
+
 def _columns(out, outputs):
-    wanted = np.asarray(outputs, dtype=int)
-    if wanted.ndim != 1 or (wanted < 0).any() or (wanted >= out.shape[1]).any():
+    wanted = as_numpy(outputs)
+    fits = wanted.ndim == 1 and wanted.dtype.kind in "iu"
+    if not fits or (wanted < 0).any() or (wanted >= out.shape[1]).any():
         raise ValueError(f"outputs must be columns 0..{out.shape[1] - 1}, got {outputs!r}")
     return out[:, wanted]
 
 
 def _as_masks(masks, d: int) -> np.ndarray:
-    masks = _numpy(masks)
+    masks = as_numpy(masks)
     if masks.ndim != 2 or masks.shape[1] != d:
         raise ValueError(f"masks must have shape (N, {d}), one column a component: {masks.shape}")
     if masks.dtype != bool:
@@ -272,9 +363,3 @@ def _as_masks(masks, d: int) -> np.ndarray:
             raise ValueError("masks must hold only 0 (hidden) and 1 (kept)")
         masks = masks.astype(bool)
     return np.ascontiguousarray(masks)
-
-
-def _numpy(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(values)

@@ -1,4 +1,4 @@
-"""Queries of a classifier: checked images, and logits of many rows made of them, in batches."""
+"""Queries of a classifier: checked images, and outputs for many rows made of them, in batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from tqdm import tqdm
 
 from xaiutils import runtime
+from xaiutils.data.images import as_numpy, as_real, no_nan
+from xaiutils.outputs import Classes
 
 
 class ImageQueries:
@@ -17,15 +19,19 @@ class ImageQueries:
     Parameters
     ----------
     model : torch.nn.Module or callable
-        Maps (B, C, H, W) to logits (B, K); a module in evaluation mode.
+        Maps (B, C, H, W) to logits (B, K), K at least 2; a module in evaluation mode.
     x : floating array or tensor (n, C, H, W)
     batch_size : int or None
         Rows per call of the model; None is what `runtime.forward` measured.
+    outputs_are : {None, "logits", "probabilities"}
+        See `outputs.Classes`.
 
     Attributes
     ----------
     x : ndarray (n, C, H, W)
         In the dtype that the model computes in.
+    scale : outputs.Classes
+        Makes logits or probabilities of the outputs.
 
     Raises
     ------
@@ -33,12 +39,14 @@ class ImageQueries:
         If images, model or batch size do not fit; the methods, if what they check does not.
     """
 
-    def __init__(self, model, x, batch_size):
-        x = _array(x)
+    def __init__(self, model, x, batch_size, outputs_are=None):
+        self.scale = Classes(outputs_are)
+        x = as_real(x)
         if x.ndim != 4 or len(x) == 0 or x.dtype.kind != "f":
             raise ValueError(
                 f"x must be floating-point images (n, C, H, W), got {x.dtype} of shape {x.shape}"
             )
+        no_nan("x", x)
         self._forward = runtime.forward(model, x[0])
         self.x = self._forward.cast(x)
         self._size = self._forward.batch_size if batch_size is None else batch_size
@@ -47,13 +55,15 @@ class ImageQueries:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
 
     def classes(self, name, values) -> np.ndarray:
-        """`values`, one class for each image, (n,); `logits` checks them against the model."""
-        values = self._classes[name] = _array(values)
+        """`values`, one class for each image, (n,); `ask` checks them against the model."""
+        values = as_numpy(values)
+        values = values[None] if values.ndim == 0 else values
         if values.shape != self.x.shape[:1] or values.dtype.kind not in "iu":
             raise ValueError(
                 f"{name} must hold {len(self.x)} classes >= 0, integers: got {values.dtype} of "
                 f"shape {values.shape}"
             )
+        self._classes[name] = values = values.astype(np.int64)
         return values
 
     def pair(self, source, target) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +83,7 @@ class ImageQueries:
         named = scores if several else {"scores": scores}
         if not named:
             raise ValueError("scores must hold at least one map, got an empty dict")
-        maps = [_array(values) for values in named.values()]
+        maps = [as_numpy(values) for values in named.values()]
         shape = (len(self.x), *self.x.shape[2:])
         for name, values in zip(named, maps, strict=True):
             if values.shape != shape:
@@ -86,7 +96,9 @@ class ImageQueries:
 
     def like_x(self, name, values) -> np.ndarray:
         """`values` with the shape and dtype of x."""
-        values = _array(values)
+        values = as_numpy(values)
+        if values.dtype.kind == "f":
+            no_nan(name, values)
         try:
             return np.broadcast_to(values, self.x.shape).astype(self.x.dtype)
         except ValueError:
@@ -96,25 +108,27 @@ class ImageQueries:
 
     def logits(self, count: int, build: Callable) -> np.ndarray:
         """Logits (count, K) of the rows that `build` makes of row numbers (B,)."""
-        out = []
+        return self.scale.logits(self.ask(count, build))
+
+    def ask(self, count: int, build: Callable) -> np.ndarray:
+        """Outputs (count, K), as the model gives them, for the rows that `build` makes."""
+        found = None
         starts = range(0, count, self._size)
         for start in tqdm(starts, desc="model calls", delay=5, leave=False, mininterval=1):
             rows = np.arange(start, min(start + self._size, count))
             batch = torch.from_numpy(build(rows)).to(self._forward.device)
-            out.append(self._forward(batch))
-            if out[-1].ndim != 2 or len(out[-1]) != len(rows):
+            out = self._forward(batch)
+            if out.ndim != 2 or len(out) != len(rows):
                 raise ValueError(
-                    f"model must return (batch, classes), got {out[-1].shape} for {len(rows)} rows"
+                    f"model must return (batch, classes), got {out.shape} for {len(rows)} rows"
                 )
-            last = out[-1].shape[1] - 1
+            out, last = self.scale.check(out), out.shape[1] - 1
             for name, values in self._classes.items():
                 low, high = values.min(), values.max()
                 if low < 0 or high > last:
                     raise ValueError(f"{name} must be within 0..{last}, got {low}..{high}")
-        return np.concatenate(out)
-
-
-def _array(values) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().numpy()
-    return np.asarray(values)
+            if found is None:
+                found = np.empty((count, last + 1), out.dtype)
+            found[rows] = out  # a copy: a model may use its array again
+        self.scale.settle()
+        return found

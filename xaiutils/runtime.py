@@ -30,6 +30,8 @@ from threadpoolctl import ThreadpoolController
 
 from xaiutils.classifiers.trained import one_thread as one_thread
 from xaiutils.data import assets
+from xaiutils.inputs import ask
+from xaiutils.outputs import as_array, winners
 
 log = logging.getLogger("xaiutils")
 
@@ -159,15 +161,15 @@ def logits(model: torch.nn.Module, images) -> np.ndarray:
 
     @torch.no_grad()
     def answer(part):
-        return _array(model(part.to(place)))
+        return as_array(ask(model, part.to(place, copy=True)))  # a model may write to its input
 
     parts = torch.as_tensor(images).split(PLAIN_BATCH)
     return np.concatenate(list(side_by_side(answer, parts, place)))
 
 
 def predicted(model: torch.nn.Module, images) -> np.ndarray:
-    """Class (n,) with the largest of the `logits` of each image."""
-    return logits(model, images).argmax(1)
+    """Class (n,) with the largest of the `logits` of each image, of two classes or more."""
+    return winners(logits(model, images))
 
 
 def check_mode(model: torch.nn.Module) -> None:
@@ -202,7 +204,7 @@ def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
         if not callable(model):
             raise ValueError(f"model must be a torch.nn.Module or a callable, got {model!r}")
         place = torch.device("cpu" if device == "auto" else device)
-        return Forward(lambda batch: _array(model(batch)), "callable", place)
+        return Forward(lambda batch: as_array(ask(model, batch)), "callable", place)
     check_mode(model)
 
     weights = [*model.parameters(), *model.buffers()]
@@ -226,7 +228,7 @@ def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
 def _prepare(get, x, device, dtype):
     def with_torch(batch):
         with torch.inference_mode():
-            return _array(get()(batch))
+            return as_array(ask(get(), batch))
 
     plain = Forward(with_torch, "torch", device, dtype)
     example = plain.cast(x)
@@ -304,7 +306,7 @@ def _checked(path: Path, x, plain: Forward) -> Forward:
     )
     name = session.get_inputs()[0].name
     fast = Forward(
-        lambda batch: session.run(None, {name: batch.numpy()})[0],
+        lambda batch: as_array(session.run(None, {name: batch.numpy()})[0]),
         "onnxruntime",
         torch.device("cpu"),
         np.float32,
@@ -365,7 +367,3 @@ def _key(module, shape) -> str:
 
 def _version(weights) -> tuple:
     return tuple((w.data_ptr(), w._version) for w in weights)
-
-
-def _array(out) -> np.ndarray:
-    return out.detach().cpu().numpy() if isinstance(out, torch.Tensor) else np.asarray(out)

@@ -14,6 +14,7 @@ import torch
 from xaiutils import runtime
 from xaiutils.data.images import as_batch, as_floating
 from xaiutils.explained import classes
+from xaiutils.outputs import winners
 
 _BLOCK_ROWS = 2048  # images on each side of a block of distances
 _BLOCK_VALUES = 2**23  # pixels of the images on one side: 64 MiB in double precision
@@ -178,7 +179,7 @@ def _predicted(classifier, images) -> np.ndarray:
             raise ValueError(
                 f"accepted_by must return (batch, classes), got {out.shape} for {len(batch)} images"
             )
-        found.append(out.argmax(1))
+        found.append(winners(out))
     return np.concatenate(found)
 
 

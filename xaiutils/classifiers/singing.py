@@ -18,6 +18,7 @@ BINS, BANDS = 257, 80  # of the magnitude spectrogram, of the log-mel features
 _FFT = 2 * (BINS - 1)
 _LOW, _HIGH = 20.0, 8000.0  # Hz, edges of the mel bands
 _SCALE = 2.0**15  # waveforms in [-1, 1] to the int16 scale the network was trained on
+_LOUDEST = 10.0  # 20 dB over full scale, for sums and attacks; int16 numbers that low are silence
 _FLOOR = float(np.finfo(np.float32).eps)  # Kaldi's, of the mel energies in that scale
 _WIDTH, _HIDDEN, _REACH, _BLOCKS = 128, 256, 20, 7
 _FIRST = 5  # layers of the network before its blocks
@@ -60,6 +61,7 @@ def load() -> "Detector":
 class Detector(nn.Module):
     """Probability of singing in each 10 ms frame, from any of three front ends.
 
+    Inputs in another floating dtype are cast to that of the weights, single precision.
     T frames need 400 + 160 (T - 1) samples; samples that do not fill a last frame are not used.
     A frame's output depends on the 152 frames before and the 160 after it.
     """
@@ -77,14 +79,18 @@ class Detector(nn.Module):
         """Magnitude spectrogram (N, T, 257), bin k at 31.25 k Hz, of `waveform` (N, samples).
 
         Kaldi's frames (without dither): mean removed, pre-emphasis 0.97, "povey" window, 512-point
-        DFT; in the scale of the waveform, which is 16 kHz in [-1, 1].
+        DFT; in the scale of the waveform, which is 16 kHz in [-1, 1]. Sums of sounds may exceed
+        that range, up to 10.
         """
-        if waveform.ndim != 2 or waveform.shape[1] < WINDOW or not waveform.is_floating_point():
+        fits = isinstance(waveform, Tensor) and waveform.is_floating_point() and waveform.ndim == 2
+        if not fits or waveform.shape[1] < WINDOW:
             raise ValueError(
                 f"waveform: expected floating-point samples (N, samples >= {WINDOW}) in [-1, 1] at "
-                f"{RATE} Hz, got {waveform.dtype} of shape {tuple(waveform.shape)}; a single one "
-                "needs waveform[None], int16 samples / 32768"
+                f"{RATE} Hz, got {_form(waveform)}; a single one needs waveform[None], int16 "
+                "samples / 32768"
             )
+        waveform = waveform.to(self.window.dtype)
+        _check_loudness(waveform)
         frames = waveform.unfold(1, WINDOW, HOP)  # (N, T, 400)
         frames = frames - frames.mean(2, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)  # first against itself
@@ -102,13 +108,13 @@ class Detector(nn.Module):
             raise ValueError("waveform, magnitude: give exactly one of the two")
         if magnitude is None:
             magnitude = self.magnitude(waveform)
-        _check("magnitude", magnitude, BINS)
+        magnitude = _checked("magnitude", magnitude, BINS).to(self.bank.dtype)
         energy = (_SCALE * magnitude).square() @ self.bank
         return energy.clamp_min(_FLOOR).log()
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, T, 3) of speech, singing and music. Memory outside the T frames is zero."""
-        _check("features", features, BANDS)
+        features = _checked("features", features, BANDS).to(self.mean.dtype)
         return self.network((features - self.mean) * self.scale)
 
     def probability(self, x: Tensor, *, kind: str = "waveform", frame: str = "centre") -> Tensor:
@@ -146,7 +152,7 @@ class Detector(nn.Module):
         The same as `probability`, without computing what that frame does not depend on: a fourth of
         the time for 165 frames.
         """
-        _check("features", features, BANDS)
+        features = _checked("features", features, BANDS).to(self.mean.dtype)
         middle = features.shape[1] // 2
         x = self.network[:_FIRST]((features - self.mean) * self.scale)
         for later, block in reversed(list(enumerate(reversed(self.network[_FIRST:-3])))):
@@ -211,11 +217,33 @@ def _mel_bank() -> Tensor:
     return torch.from_numpy(np.minimum(rising, falling).clip(min=0))
 
 
-def _check(name: str, x: Tensor, last: int) -> None:
-    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != last or not x.is_floating_point():
+def _checked(name: str, x: Tensor, last: int) -> Tensor:
+    fits = isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3
+    if not fits or x.shape[1] < 1 or x.shape[2] != last:
         raise ValueError(
-            f"{name}: expected floating point of shape (N, T, {last}), T >= 1, got {x.dtype} of "
-            f"shape {tuple(x.shape)}; a single one needs {name}[None]"
+            f"{name}: expected floating point of shape (N, T, {last}), T >= 1, got {_form(x)}; "
+            f"a single one needs {name}[None]"
+        )
+    return x
+
+
+def _form(x) -> str:
+    if not isinstance(x, Tensor):
+        return f"{type(x).__name__}, no tensor"
+    return f"{x.dtype} of shape {tuple(x.shape)}"
+
+
+def _check_loudness(waveform: Tensor) -> None:
+    """Raise ValueError for samples in another scale than [-1, 1], and for NaN."""
+    if torch.compiler.is_compiling() or not waveform.numel():  # a graph cannot depend on values
+        return
+    low, high = waveform.detach().aminmax()
+    if not max(-low, high) <= _LOUDEST:
+        missing = int(waveform.isnan().sum())
+        found = f"{missing} NaN" if missing else f"samples from {low:.4g} to {high:.4g}"
+        raise ValueError(
+            f"waveform: expected samples in [-1, 1], at most {_LOUDEST:g}, got {found}; divide "
+            "int16 numbers by 32768"
         )
 
 

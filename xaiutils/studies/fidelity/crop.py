@@ -21,6 +21,7 @@ from tqdm import tqdm
 from xaiutils import intervals, runtime
 from xaiutils.fidelity import Curves
 from xaiutils.fidelity_curves import _ranks
+from xaiutils.outputs import Classes
 
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))  # of pixels kept
 SMALLEST = 0.05  # area below which a rectangle earns nothing more
@@ -106,7 +107,7 @@ def crop_scores(
     Raises
     ------
     ValueError
-        If shapes or shares do not fit.
+        If shapes or shares do not fit, or the model does not return logits of two or more classes.
 
     Notes
     -----
@@ -123,7 +124,7 @@ def crop_scores(
         raise ValueError(f"target must hold {n} classes, got shape {np.shape(target)}")
     call = runtime.forward(model, x[0].cpu().numpy(), device)
     size = call.batch_size if batch_size is None else batch_size
-    result = np.empty((n, len(maps), len(shares)))
+    result, logits = np.empty((n, len(maps), len(shares))), Classes()
     for i in tqdm(range(n), desc="images", delay=5, leave=False):
         found = [boxes(scores[i], shares, seed=seed, image=i) for scores in maps.values()]
         # The whole image first; rectangles that are alike are classified once.
@@ -132,7 +133,9 @@ def crop_scores(
         image = torch.from_numpy(call.cast(x[i : i + 1].cpu().numpy())).to(call.device)
         crops = [_resized(image, box) for box in unique]
         parts = [call(torch.cat(crops[k : k + size])) for k in range(0, len(crops), size)]
-        log_p = log_softmax(np.concatenate(parts).astype(np.float64), axis=1)
+        out = logits.check(np.concatenate(parts))
+        logits.settle()
+        log_p = log_softmax(out.astype(np.float64), axis=1)
         label = log_p[place[0]].argmax() if target is None else int(target[i])
         top, bottom, left, right = unique.T
         area = (bottom - top) * (right - left) / (height * width)
