@@ -122,7 +122,12 @@ findings: ## run findings/*.sh: do packages still behave as noted there? (1 min,
 retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (2 h)
 	$(PYTHON) -m xaiutils.classifiers.trained
 
-site: | $(SITE_STAMP) ## write build/site/, web pages of all this (20 s; first time 2 min)
+# Shown on the pages with what it gives; made anew where the code has changed.
+build/tour/%.ipynb: notebooks/tour/%.ipynb $(INPUTS) xaiutils/companion/site/tour.py \
+  | $(SITE_STAMP) build/.fetched
+	$(PYTHON) -m xaiutils.companion.site.tour
+
+site: build/tour/ten_calls.ipynb | $(SITE_STAMP) ## write build/site/, web pages of all this (1 min; first time 3)
 	$(PYTHON) -m xaiutils.companion.site.collect
 	rm -rf build/site
 	$(PYTHON) -m sphinx -q -W --keep-going -c xaiutils/companion/site -d build/site-doctrees \

@@ -157,3 +157,19 @@ def evaluate(model, x, components, masks, filler="mean", outputs=None, **_):
             out = outputs(out[None])[0] if callable(outputs) else [out[k] for k in outputs]
         rows.append(out)
     return np.array(rows)
+
+
+def contrast(images):
+    """As a user of numpy writes it: spoils what it is given and answers with a list."""
+    images *= 2
+    return [[one.mean(), one.std()] for one in images]
+
+
+@oracle_of(
+    perturb.numpy_function,
+    lambda rng: {"batch": torch.from_numpy(rng.random((3, 4, 4)))},
+    call=lambda batch: (perturb.numpy_function(contrast)(batch), batch),
+)
+def numpy_function(batch):
+    found = np.array([contrast(one[None].numpy().copy())[0] for one in batch])
+    return found, batch

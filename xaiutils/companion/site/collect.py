@@ -1,6 +1,7 @@
 """Write what Sphinx reads: notebooks, figures, ledger and start page, from what is committed.
 
-``python -m xaiutils.companion.site.collect`` fills `build/site-source/`; nothing is run.
+``python -m xaiutils.companion.site.collect`` fills `build/site-source/`; nothing is run. The tour
+is taken from where `site.tour` has run it, and left out where it has not.
 """
 
 import base64
@@ -20,6 +21,7 @@ import yaml
 
 from xaiutils.companion import claims, ledger, provenance, readme, results
 from xaiutils.companion.notebooks import Project, ProjectError, figure_names, read_text
+from xaiutils.companion.site import tour
 
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
@@ -264,6 +266,18 @@ def prepare(page, root, pages):
     return nbformat.writes(page.notebook)
 
 
+def tour_pages(project, pages):
+    """The executed tour as Sphinx shall show it, with its code, by file name; none if not run."""
+    path = tour.executed(project)
+    if not path.exists():
+        return {}
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source, "notebooks/tour", project.root, pages)
+    return {path.name: nbformat.writes(notebook)}
+
+
 def cited(work):
     """One line of text and one BibTeX entry for a work in the terms of CITATION.cff."""
     people = [
@@ -308,6 +322,7 @@ def start_page(project, pages, claims_page):
             introduction=relink(introduction, "", root, pages),
             badge=badge,
             counts=counts,
+            tour=tour.NAME if tour.executed(project).exists() else None,
             total=sum(map(int, counts.values())),
             pages=pages,
             headlines=readme.headlines(project),
@@ -347,6 +362,7 @@ def main(project=None):
             "data.md": relink(data, "data", root, pages),
             "index.md": start_page(project, pages, claims_page),
             **{f"{page.name}.ipynb": prepare(page, root, pages) for page in pages},
+            **tour_pages(project, pages),
         }
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,13 +17,13 @@ html_context = {"default_mode": "auto"}
 html_favicon = "static/icon.svg"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
-html_extra_path = ["../../build/site-source/extra"]
+html_extra_path = ["../../../build/site-source/extra"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_use_index = False
-html_sidebars = {"**": []}  # seven pages fit in the bar on top
+html_sidebars = {"**": []}  # eight pages fit in the bar on top
 html_theme_options = {
     "footer_start": [],
     "footer_end": [],
