@@ -154,8 +154,8 @@ def adversarial(
     Raises
     ------
     ValueError
-        If an argument is out of its range, a target is no output of the model, or dropout or
-        batch norm is in training mode.
+        If an argument is out of its range, a target is no output of the model, or an input has no
+        single answer, see `probe.check`.
 
     Notes
     -----

@@ -14,6 +14,7 @@ import torch
 from captum.attr import DeepLift
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 
+from xaiutils import probe
 from xaiutils.explained import Task
 
 
@@ -113,7 +114,9 @@ def _task(model, x, target, against, log_probability) -> Task:
             "softmax; explain a logit or, with against, a difference of logits"
         )
     # captum leaves tensors on modules that no gradient reaches, and on all after an error.
-    task = Task(copy.deepcopy(model), x, target, against)
+    task = Task(model, x, target, against)
+    probe.check(model, task.x[0])  # a batch of one is still a pair
+    task.model = copy.deepcopy(model)
     for part in task.model.modules():
         if type(part) in SUPPORTED_NON_LINEAR:
             # On a tensor shared by two nonlinearities, ReLU and MaxPool say, the hook of the first

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from xaiutils import runtime
+from xaiutils import probe, runtime
 
 
 class Task:
@@ -31,12 +31,10 @@ class Task:
     Raises
     ------
     ValueError
-        If a shape or a class does not fit, if dropout or batch norm is in training mode, or if
-        `log_probability` comes with `against`.
+        If a shape or a class does not fit, or if `log_probability` comes with `against`.
     """
 
     def __init__(self, model, x, target, against=None, log_probability: bool = False):
-        runtime.check_mode(model)
         x = torch.as_tensor(x).detach()
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(f"x must be a batch (n, ...) of inputs, got shape {tuple(x.shape)}")
@@ -47,6 +45,7 @@ class Task:
             )
         weights = [*model.parameters(), *model.buffers()]
         self.model, self.x = model, x.to(next((w for w in weights if w.is_floating_point()), x))
+        self.probed = model  # the module whose answers `batches` checks, also for copies of it
         self.target = classes("target", target, len(x))
         self.against = None if against is None else classes("against", against, len(x))
         self.log_probability = log_probability
@@ -113,10 +112,18 @@ class Task:
         """All (input, copy) pairs, input by input, in batches (pieces, inputs, copies).
 
         `pieces` pairs each input of the batch with its slice of the batch, so that sums over
-        copies do not depend on how a device orders scattered additions.
+        copies do not depend on how a device orders scattered additions. A model that takes one
+        input at a time gets one.
+
+        Raises
+        ------
+        ValueError
+            If `batch_size` is not positive, or if an input has no single answer, see `probe.check`.
         """
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+        if probe.check(self.probed, self.x[0], batch_size).single is not None:
+            batch_size = 1
         pairs = np.arange(len(self.x) * copies)
         for start in range(0, len(pairs), batch_size):
             rows, copy = np.divmod(pairs[start : start + batch_size], copies)

@@ -157,7 +157,8 @@ def evaluate(
     model : torch.nn.Module or callable
         Maps a batch (B, *x.shape) to (B, K). A module must be in evaluation mode; on the
         CPU it runs on ONNX Runtime. A plain callable gets a torch tensor that is reused for
-        the next batch, so it must not keep it.
+        the next batch, so it must not keep it. For many inputs of one shape, what
+        `runtime.forward` prepared is checked once.
     x : array or tensor
         One input, no batch axis. Floating inputs are cast to the dtype of the module's
         parameters; otherwise the dtype is kept.
@@ -182,7 +183,7 @@ def evaluate(
         If masks, outputs or batch size do not fit; each message names what does.
     """
     masks = _as_masks(masks, components.d)
-    forward = runtime.forward(model, _numpy(x), device)
+    forward = runtime.forward(model, _numpy(x), device, batch_size)
     x = forward.cast(_numpy(x))
     size = forward.batch_size if batch_size is None else batch_size
     if not isinstance(size, int | np.integer) or size < 1:
