@@ -1,9 +1,14 @@
-"""A tiny project in a temporary folder: notebooks to run, a ledger, profiles, a lock file."""
+"""A tiny project in a temporary folder: notebooks to run, a ledger, profiles, a lock file.
+
+And an empty cache of exported networks.
+"""
 
 import nbformat
 import pytest
 
 from xaiutils.companion import notebooks, provenance, results
+
+known_exports = {}  # name of the file -> content
 
 PARAMETERS = """\
 n: int = 3  # points drawn
@@ -71,3 +76,32 @@ def write_results():
         return folder / f"{name}.json"
 
     return write
+
+
+@pytest.fixture
+def exports(monkeypatch):
+    """The modules exported in this test. Equal ones are only exported once in the whole run."""
+    from xaiutils import onnx_export  # many tests do without torch
+
+    done, export = [], onnx_export._export
+
+    def remembered(module, x, path):
+        done.append(module)
+        name = path.name.removeprefix(".").removesuffix(".part")
+        if name not in known_exports:
+            export(module, x, path)
+            known_exports[name] = path.read_bytes()
+        path.write_bytes(known_exports[name])
+
+    monkeypatch.setattr(onnx_export, "_export", remembered)
+    return done
+
+
+@pytest.fixture
+def onnx_cache(tmp_path, monkeypatch):
+    """An empty cache, and no time spent on finding the fastest batch size."""
+    from xaiutils import runtime
+
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(runtime, "_fastest", lambda *arguments: 4)
+    return tmp_path / "onnx"

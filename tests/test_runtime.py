@@ -1,91 +1,17 @@
-"""Forward passes: ONNX Runtime against torch, its cache, and models that cannot be exported."""
-
-import gc
-import json
-import platform
-import resource
-import shutil
-import subprocess
-import sys
-import threading
-import weakref
+"""Forward passes: the fastest way to run a model, in which batches, and what is not exported."""
 
 import numpy as np
 import pytest
 import torch
+from networks import BATCH, Branches, OneByOne, X, by_torch, conv_net
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xaiutils import perturb, runtime
+from xaiutils import fidelity, perturb, probe, runtime
 from xaiutils.perturb import Components
 
-X = np.random.default_rng(0).random((3, 8, 8), dtype=np.float32)
-BATCH = torch.from_numpy(np.random.default_rng(1).random((5, 3, 8, 8), dtype=np.float32))
-
-
-export, fastest = runtime._export, runtime._fastest
-known_exports = {}
-
-
-@pytest.fixture(autouse=True)
-def exports(monkeypatch):
-    """The modules exported in this test. Equal ones are only exported once in the whole file."""
-    done = []
-
-    def remembered(module, x, path):
-        done.append(module)
-        key = runtime._key(module, x.shape)
-        if key not in known_exports:
-            export(module, x, path)
-            known_exports[key] = path.read_bytes()
-        path.write_bytes(known_exports[key])
-
-    monkeypatch.setattr(runtime, "_export", remembered)
-    return done
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no time spent on finding the fastest batch size."""
-    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
-    monkeypatch.setattr(runtime, "_fastest", lambda *arguments: 4)
-    return tmp_path / "onnx"
-
-
-@pytest.fixture
-def cores(monkeypatch):
-    """Eight, whatever this machine has."""
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-
-
-def conv_net(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(3, 4, 3),
-            torch.nn.BatchNorm2d(4),
-            torch.nn.ReLU(),
-            torch.nn.Dropout(0.5),
-            torch.nn.Flatten(),
-            torch.nn.Linear(4 * 36, 10),
-        ).eval()
-
-
-class Branches(torch.nn.Module):
-    """Control flow that depends on the values of the whole batch: no graph can hold it."""
-
-    def __init__(self):
-        super().__init__()
-        self.sign = torch.nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        if x.sum() > 0:
-            return self.sign * x.flatten(1)
-        return -self.sign * x.flatten(1)
-
-
-def by_torch(model, batch=BATCH):
-    with torch.inference_mode():
-        return model(batch).numpy()
+pytestmark = pytest.mark.usefixtures("exports", "onnx_cache")
+fastest = runtime._fastest
+CELLS = Components(np.arange(64).reshape(8, 8) // 16)
 
 
 # --- the export -----------------------------------------------------------------------------------
@@ -129,6 +55,17 @@ def test_float64_module_computes_in_double_precision(caplog):
     found = forward(BATCH.double())
     assert found.dtype == np.float64
     assert_array_equal(found, by_torch(model, BATCH.double()))
+
+
+def test_bfloat16_module_gets_and_gives_float32():
+    model = conv_net().bfloat16()
+    forward = runtime.forward(model, X)
+    assert forward.backend == "torch" and forward.cast(X.astype(float)).dtype == np.float32
+    expected = by_torch(conv_net())
+    for found in (forward(BATCH), runtime.logits(model, BATCH)):
+        assert found.dtype == np.float32
+        assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+    assert perturb.evaluate(model, X, CELLS, np.eye(4)).dtype == np.float32
 
 
 def test_integer_input_stays_integer():
@@ -176,67 +113,6 @@ def test_each_input_shape_has_its_export(exports):
     assert len(exports) == 2
 
 
-def test_another_process_does_not_export_again(cache):
-    runtime.forward(conv_net(), X)
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_runtime import BATCH, X, by_torch, conv_net, runtime\n"
-        "def refuse(*arguments): raise SystemExit('exported again')\n"
-        "runtime._export = runtime._fastest = refuse\n"
-        "forward = runtime.forward(conv_net(), X)\n"
-        "print(forward.backend, abs(forward(BATCH) - by_torch(conv_net())).max() < 1e-4)\n"
-    )
-    folder = __file__.rsplit("test_runtime", 1)[0]
-    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
-    assert done.stdout.split() == ["onnxruntime", "True"], done.stderr
-
-
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "other weights"])
-def test_damaged_or_foreign_export_is_replaced(damage, cache, exports):
-    runtime.forward(conv_net(), X)
-    (file,) = cache.glob("*.onnx")
-    if damage == "truncated":
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    elif damage == "text":
-        file.write_text("not a model")
-    elif damage == "empty":
-        file.write_bytes(b"")
-    else:
-        runtime.forward(conv_net(1), X)
-        (other,) = set(cache.glob("*.onnx")) - {file}
-        shutil.copy(other, file)
-    before = len(exports)
-    forward = runtime.forward(conv_net(), X)
-    assert len(exports) == before + 1
-    assert forward.backend == "onnxruntime"
-    assert_allclose(forward(BATCH), by_torch(conv_net()), atol=1e-4)
-    runtime.forward(conv_net(), X)
-    assert len(exports) == before + 1  # the new file is sound
-    assert not list(cache.glob("*.part"))
-
-
-def test_export_that_disagrees_with_torch_is_not_used(cache, monkeypatch, caplog):
-    monkeypatch.setattr(runtime, "_export", lambda module, *rest: export(conv_net(1), *rest))
-    model = conv_net()
-    forward = runtime.forward(model, X)
-    assert forward.backend == "torch"
-    assert_array_equal(forward(BATCH), by_torch(model))
-    assert "differs from torch" in caplog.text
-    assert not list(cache.glob("*.onnx"))
-
-
-def test_batch_size_is_remembered_for_the_machine(cache, monkeypatch):
-    monkeypatch.setattr(runtime, "_fastest", lambda *arguments: 17)
-    assert runtime.forward(conv_net(), X).batch_size == 17
-    (note,) = cache.glob("*.json")
-    assert json.loads(note.read_text())["batch_size"] == 17
-    monkeypatch.setattr(runtime, "_fastest", lambda *arguments: 23)
-    assert runtime.forward(conv_net(), X).batch_size == 17
-    monkeypatch.setattr(runtime.platform, "processor", lambda: "another machine")
-    assert runtime.forward(conv_net(), X).batch_size == 23
-    assert json.loads(note.read_text())["batch_size"] == 23
-
-
 def test_fastest_size_has_the_most_inputs_per_second(monkeypatch):
     clock = [0.0]
     # 1 s a call and 0.1 s an input, but 5 s more beyond 16: 16 inputs in 2.6 s is the best rate.
@@ -248,91 +124,88 @@ def test_fastest_size_has_the_most_inputs_per_second(monkeypatch):
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
     cpu = torch.device("cpu")
     assert fastest(call, np.zeros(3), cpu, (4, 8, 16, 32)) == 16
-    monkeypatch.setitem(runtime.BATCH_BYTES, "cpu", 8 * 24)
-    assert fastest(call, np.zeros(3), cpu, (4, 8, 16, 32)) == 8
+    for inputs, expected in ((8, 8), (3, 3), (0.5, 1)):  # that fit the memory for a batch
+        monkeypatch.setitem(runtime.BATCH_BYTES, "cpu", inputs * 24)
+        assert fastest(call, np.zeros(3), cpu, (4, 8, 16, 32)) == expected
 
 
-# --- modules that change or end -------------------------------------------------------------------
+# --- models that take one input at a time ---------------------------------------------------------
 
 
-def change_in_place(model):
-    with torch.no_grad():
-        model[0].weight.mul_(2)
+def test_a_module_that_takes_one_input_at_a_time_gets_one(caplog):
+    model, masks = OneByOne().eval(), np.eye(4)
+    expected = perturb.evaluate(conv_net(), X, CELLS, masks)
+    for size in (None, 1):
+        assert_allclose(
+            perturb.evaluate(model, X, CELLS, masks, batch_size=size), expected, atol=1e-4
+        )
+    assert runtime.forward(model, X).batch_size == 1
+    assert "one input at a time (takes batches of 1)" in caplog.text
+    with pytest.raises(ValueError, match=r"batch_size must be 1, got 2: .*takes batches of 1"):
+        perturb.evaluate(model, X, CELLS, masks, batch_size=2)
+    assert_allclose(runtime.logits(model, BATCH), by_torch(conv_net()), atol=1e-6)
 
 
-def change_buffer(model):
-    model[1].running_mean.add_(1)
+def test_a_batch_size_of_one_is_never_exceeded(monkeypatch):
+    sizes = []
+
+    class Watched(OneByOne):
+        def forward(self, x):
+            if not torch.compiler.is_compiling():
+                sizes.append(len(x))
+            return self.inner(x)
+
+    monkeypatch.setattr(runtime, "_fastest", fastest)
+    for model in (Watched().eval(), Watched().eval().double()):
+        perturb.evaluate(model, X, CELLS, np.eye(4), batch_size=1)
+        x, y, scores = X[None], np.array([0]), np.zeros((1, 8, 8))
+        fidelity.curves(model, x, y, scores, filler=0.0, steps=2, batch_size=1)
+        assert set(sizes) == {1}
+    perturb.evaluate(model, X, CELLS, np.eye(4))
+    assert max(sizes) > 1
 
 
-def load_state(model):
-    model.load_state_dict(conv_net(1).state_dict())
-
-
-def replace_parameter(model):
-    model[5].bias = torch.nn.Parameter(torch.ones(10))
-
-
-def replace_data(model):
-    model[5].bias.data = torch.ones(10)
-
-
-@pytest.mark.parametrize(
-    "change", [change_in_place, change_buffer, load_state, replace_parameter, replace_data]
-)
-def test_changed_weights_are_noticed(change):
+def test_sizes_asked_for_in_turns_share_what_was_prepared(exports):
     model = conv_net()
-    before = runtime.forward(model, X)(BATCH)
-    change(model)
-    after = runtime.forward(model, X)(BATCH)
-    assert np.abs(after - before).max() > 1e-2
-    assert_allclose(after, by_torch(model), atol=1e-4)
+    first = runtime.forward(model, X)
+    assert runtime.forward(model, X, batch_size=1) is first
+    assert runtime.forward(model, X, batch_size=7) is first
+    assert len(exports) == 1
 
 
-@pytest.mark.parametrize("make", [conv_net, Branches, lambda: conv_net().double()])
-def test_module_is_not_kept_alive(make, exports):
-    model = make()
-    perturb.evaluate(model, X, Components(np.arange(8)), np.eye(8))
-    reference = weakref.ref(model)
-    exports.clear()
-    del model
-    gc.collect()
-    assert reference() is None
+@pytest.mark.parametrize("shape, size", [((3, 8, 8), 32), ((3, 1024, 1024), 2), ((2**23,), 1)])
+def test_batches_of_callables_are_limited_by_their_bytes(shape, size):
+    sizes, x = [], np.zeros(shape, np.float32)
 
+    def model(batch):
+        sizes.append(len(batch))
+        return np.zeros((len(batch), 1))
 
-@pytest.mark.parametrize("layer", [1, 3], ids=["batch norm", "dropout"])
-def test_training_mode_is_refused_where_it_matters(layer):
-    model = conv_net()
-    model[layer].train()
-    with pytest.raises(ValueError, match=r"training mode.*eval\(\)"):
-        perturb.evaluate(model, X, Components(np.arange(8)), np.eye(8))
-
-
-def test_training_mode_without_such_layers_is_allowed():
-    model = torch.nn.Sequential(torch.nn.Flatten()).train()
-    assert_array_equal(runtime.forward(model, X)(BATCH), BATCH.flatten(1).numpy())
-    assert model.training
+    labels = np.zeros(shape[-1:], int)
+    perturb.evaluate(model, x, Components(labels), np.ones((33, 1)), 0.0)
+    assert max(sizes) == size and sum(sizes) == 33
 
 
 # --- models that stay with torch ------------------------------------------------------------------
 
 
-def test_module_that_cannot_be_exported_runs_on_torch_with_one_line(cache, caplog):
+def test_module_that_cannot_be_exported_runs_on_torch_with_one_line(onnx_cache, caplog):
     model = Branches()
     forward = runtime.forward(model, X)
     assert forward.backend == "torch"
     assert forward.batch_size == 4
     for batch in (BATCH, -BATCH):  # one on each branch
         assert_array_equal(forward(batch), by_torch(model, batch))
+    assert runtime.forward(model, X) is forward
     with_gradients = []
     model.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
     forward(BATCH)
     assert with_gradients == [False]
-    assert runtime.forward(model, X) is forward
     lines = [record for record in caplog.records if record.name == "xaiutils"]
     assert len(lines) == 1
     assert "using torch" in lines[0].getMessage()
     assert "\n" not in lines[0].getMessage()
-    assert not list(cache.glob("*.onnx"))
+    assert not list(onnx_cache.glob("*.onnx"))
 
 
 def test_error_of_the_model_itself_is_raised():
@@ -352,20 +225,6 @@ def test_callable_is_used_as_it_is():
     assert seen == [BATCH]
 
 
-@pytest.mark.parametrize("asked, wanted", [("1", 1), (" 3 ", 3), ("64", 8)])
-def test_threads_are_capped_by_the_environment(asked, wanted, cores, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert runtime.threads() == wanted
-
-
-@pytest.mark.parametrize("asked", ["", "0", "-2", "2.5", "many", "4,2"])
-def test_what_is_no_number_of_threads_is_ignored(asked, cores, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert runtime.threads() == 8
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert runtime.threads() == 8
-
-
 def test_plain_logits_come_in_the_order_of_the_images_however_many():
     x = np.random.default_rng(0).random((703, 3, 2, 2), dtype=np.float32)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4)).eval()
@@ -373,18 +232,12 @@ def test_plain_logits_come_in_the_order_of_the_images_however_many():
         expected = model(torch.from_numpy(x)).numpy()
     sizes = []
     model.register_forward_hook(lambda m, images, out: sizes.append((len(out), out.requires_grad)))
+    probe.check(model, x[0])
+    sizes.clear()
     for images in (x, torch.from_numpy(x)):
         assert_allclose(runtime.logits(model, images), expected, atol=1e-6)
         assert_array_equal(runtime.predicted(model, images), expected.argmax(1))
     assert sorted(sizes) == 4 * [(191, False)] + 8 * [(256, False)]  # batches run side by side
-
-
-def test_device_is_picked_by_name():
-    expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert runtime.pick_device().type == expected
-    assert runtime.pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="abacus"):
-        runtime.pick_device("abacus")
 
 
 def test_gradients_of_the_module_are_left_alone():
@@ -394,78 +247,10 @@ def test_gradients_of_the_module_are_left_alone():
     assert not model.training
 
 
-def test_a_damaged_note_of_the_batch_size_is_measured_again(cache):
-    runtime.forward(conv_net(), X)
-    (note,) = cache.glob("*.json")
-    note.write_text("{")
-    assert runtime.forward(conv_net(), X).backend == "onnxruntime"
-    assert json.loads(note.read_text())["batch_size"] == 4
-
-
-def test_a_fallback_says_one_line_and_why(cache, caplog, capfd):
+def test_a_fallback_says_one_line_and_why(caplog, capfd):
     runtime.forward(Branches().eval(), X)
     (record,) = [r for r in caplog.records if r.levelname != "DEBUG"]
     message = record.getMessage()
     assert "using torch" in message and "\x1b" not in message
     out, err = capfd.readouterr()
     assert len((out + err).splitlines()) <= 1
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_memory_of_large_arrays_is_used_again():
-    faults = []
-    for _ in range(40):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**25)  # 128 MiB, 32,768 pages
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    # The first ones may find no room that is large enough and aligned.
-    assert np.median(faults) < 1000, faults
-
-
-@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
-def test_a_c_library_without_the_setting_is_left_alone(error, monkeypatch):
-    def library(_):
-        raise error
-
-    monkeypatch.setattr(runtime.ctypes, "CDLL", library)
-    runtime._reuse_freed_memory()
-
-
-def test_calls_side_by_side_keep_their_order_and_few_wait():
-    threads = torch.get_num_threads()
-    made, meeting = [], threading.Barrier(2, timeout=20)  # two calls must run at a time
-
-    def items():
-        for i in range(8):
-            made.append(i)
-            yield i
-
-    def call(i):
-        meeting.wait()
-        return i, torch.get_num_threads(), threading.get_ident()
-
-    cpu = torch.device("cpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "threads", lambda: 2)
-        results = runtime.side_by_side(call, items(), cpu)
-        first = next(results)
-        assert first[0] == 0 and len(made) <= 3
-        found = [first, *results]
-    assert [i for i, *_ in found] == list(range(8))
-    assert {inside for _, inside, _ in found} == {1} and len({who for *_, who in found}) == 2
-    assert torch.get_num_threads() == threads
-
-
-def test_an_error_of_one_call_reaches_the_caller():
-    threads = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError):
-        list(runtime.side_by_side(lambda i: 1 / i, [2, 1, 0, 1], torch.device("cpu")))
-    assert torch.get_num_threads() == threads
-
-
-def test_other_devices_take_one_call_after_the_other():
-    def call(i):
-        return i, threading.get_ident()
-
-    found = list(runtime.side_by_side(call, range(4), torch.device("meta")))
-    assert found == [(i, threading.get_ident()) for i in range(4)]

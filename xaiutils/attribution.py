@@ -15,7 +15,8 @@ Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *sh
 The model is used where it lives and in its precision, is not changed, and may have trainable
 parameters; they get no gradients. On the CPU several batches go through it at a time, so that
 results do not depend on the number of cores: its forward pass must not keep anything. All raise
-ValueError if a shape or a class does not fit or if dropout or batch norm is in training mode.
+ValueError if a shape or a class does not fit or if an input has no single answer (training mode,
+random numbers, a layer that mixes the inputs of a batch: `probe.check`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from xaiutils import perturb, segment
+from xaiutils import perturb, runtime, segment
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
 from xaiutils.explained import Task, generator
@@ -284,9 +285,10 @@ def occlusion(
             f"baseline with one entry per image must have the shape of x, {images.shape}, "
             f"got {np.shape(baseline)}"
         )
+    prepared = runtime.forward(model, images[0], batch_size=batch_size)  # once for all images
     for i, image in enumerate(images):
         scores = perturb.evaluate(
-            model,
+            prepared,
             image,
             parts,
             masks,

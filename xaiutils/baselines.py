@@ -214,8 +214,8 @@ def adversarial(
     Raises
     ------
     ValueError
-        If an argument is out of its range, a target is no output of the model, dropout or batch
-        norm is in training mode, or the outputs are not those of two or more classes.
+        If an argument is out of its range, a target is no output of the model, an input has no
+        single answer (see `probe.check`), or the outputs are not those of two or more classes.
 
     Notes
     -----

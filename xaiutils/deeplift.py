@@ -19,6 +19,7 @@ from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 from torch.nn import modules
 
+from xaiutils import probe
 from xaiutils.explained import HOOKS, Task
 
 # captum's rule for a softmax subtracts a mean over the whole batch.
@@ -232,6 +233,7 @@ def _task(model, x, target, against, log_probability) -> Task:
             "softmax; explain a logit or, with against, a difference of logits"
         )
     task = Task(model, x, target, against)
+    probe.check(model, task.x[0])  # a batch of one is still a pair
     # captum leaves tensors on modules that no gradient reaches, and on all after an error.
     with HOOKS, torch.no_grad():
         task.model = copy.deepcopy(model)

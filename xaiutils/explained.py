@@ -6,18 +6,16 @@ The scalar of an input is output `target`, output `target` minus output `against
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from xaiutils import runtime
+from xaiutils import probe, runtime
 from xaiutils.data.images import as_numpy, as_real, no_nan
 from xaiutils.inputs import ask
 from xaiutils.outputs import KINDS, Classes, as_array, as_tensor
-
-HOOKS = threading.Lock()  # held while hooks of a model come or go, and while it is copied
+from xaiutils.probe import HOOKS as HOOKS
 
 
 class Task:
@@ -46,9 +44,8 @@ class Task:
     ------
     ValueError
         If the model is no module, if a shape or a class does not fit, if x is not floating or holds
-        NaN, if dropout or batch norm is in training mode, or if `log_probability` comes with
-        `against`. The methods: if the model's outputs do not fit, depend on x in no way that torch
-        can differentiate, or are NaN or infinite.
+        NaN, or if `log_probability` comes with `against`. The methods: if the model's outputs do
+        not fit, depend on x in no way that torch can differentiate, or are NaN or infinite.
     """
 
     def __init__(
@@ -64,7 +61,6 @@ class Task:
             raise ValueError(
                 f"model must be a torch.nn.Module, whose gradients are known: got {type(model)}"
             )
-        runtime.check_mode(model)
         values = as_real(x)
         x = (x if isinstance(x, torch.Tensor) else torch.as_tensor(values)).detach()
         if x.ndim < 2 or len(x) == 0:
@@ -84,6 +80,7 @@ class Task:
         weights = [*model.parameters(), *model.buffers()]
         like = next((w for w in weights if w.is_floating_point()), x)
         self.model, self._dtype = model, like.dtype
+        self.probed = model  # the module whose answers `batches` checks, also for copies of it
         # Sums over many gradients need more than half precision.
         half = like.dtype in (torch.float16, torch.bfloat16)
         self.x = x.to(like.device, torch.float32 if half else like.dtype)
@@ -191,10 +188,18 @@ class Task:
         """All (input, copy) pairs, input by input, in batches (pieces, inputs, copies).
 
         `pieces` pairs each input of the batch with its slice of the batch, so that sums over
-        copies do not depend on how a device orders scattered additions.
+        copies do not depend on how a device orders scattered additions. A model that takes one
+        input at a time gets one.
+
+        Raises
+        ------
+        ValueError
+            If `batch_size` is not positive, or if an input has no single answer, see `probe.check`.
         """
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+        if probe.check(self.probed, self.x[0], batch_size).single is not None:
+            batch_size = 1
         pairs = np.arange(len(self.x) * copies)
         for start in range(0, len(pairs), batch_size):
             rows, copy = np.divmod(pairs[start : start + batch_size], copies)

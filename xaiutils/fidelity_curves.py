@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xaiutils import perturb
+from xaiutils import perturb, runtime
 from xaiutils.data.images import as_numpy, as_real, no_nan
 from xaiutils.explained import classes
 from xaiutils.outputs import Classes
@@ -218,19 +218,19 @@ def curves(
     parts = _components(components, named, x)
     maps = [_scores(name, value, parts, components is None) for name, value in named.items()]
     filler_of = _fillers(filler, x, parts)
+    prepared = runtime.forward(model, x[0], device, batch_size)  # once for all images
 
     table = np.empty((5, len(maps), len(x), len(orders), steps + 1), np.float32)
     for i in tqdm(range(len(x)), desc="images", delay=5, leave=False):
         hidden, step = np.unique(_hidden(parts[i].d, steps), return_inverse=True)
         masks = _masks([_ranks(m[i], seed, i) for m in maps], orders, hidden[1:-1])
         out = perturb.evaluate(
-            model,
+            prepared,
             x[i],
             parts[i],
             masks,
             filler_of(i),
             batch_size=batch_size,
-            device=device,
             outputs=_recorder(i, y[i], scale),
         )
         scale.settle()

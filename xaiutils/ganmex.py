@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from xaiutils import runtime
+from xaiutils import probe
 from xaiutils.classifiers import trained
 from xaiutils.data import assets
 from xaiutils.gan_networks import Critic, Generator
@@ -170,7 +170,8 @@ class Training:
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, settings: Settings, seed: int
     ) -> None:
-        runtime.check_mode(model)
+        if not settings.own_head:
+            probe.check(model, images[0])
         channels, size = images.shape[1], images.shape[-1]
         classes = int(labels.max()) + 1
         self.model, self.images, self.labels = model, images, labels
@@ -298,7 +299,7 @@ def train(
     Raises
     ------
     ValueError
-        Images, labels or classes do not fit, or the model is in training mode.
+        Images, labels or classes do not fit, or an image has no single answer, see `probe.check`.
     xaiutils.classifiers.trained.TrainedError
         The checkpoint is damaged or another training's.
     """

@@ -172,7 +172,8 @@ def evaluate(
         Maps a batch (B, *x.shape) to (B, K), an array or what `outputs.as_array` finds one in. A
         module must be in evaluation mode; on the CPU it runs on ONNX Runtime. A plain callable
         gets a torch tensor that is reused for the next batch, so it must not keep it; for one that
-        was written for numpy see `numpy_function`.
+        was written for numpy see `numpy_function`. For many
+        inputs of one shape, what `runtime.forward` prepared is checked once.
     x : array or tensor
         One input, no batch axis. Floating inputs are cast to the dtype of the module's
         parameters; otherwise the dtype is kept. NaN is refused, except in the input of a plain
@@ -216,10 +217,10 @@ def evaluate(
     x = as_real(x)
     if isinstance(model, torch.nn.Module):
         no_nan("x", x)
-    forward = runtime.forward(model, x, device)
+    forward = runtime.forward(model, x, device, batch_size)
     x = forward.cast(x)
     hidden = fill(x, components, filler)
-    if isinstance(model, torch.nn.Module) and not callable(hidden):
+    if forward.backend != "callable" and not callable(hidden):
         no_nan("filler", hidden)
     size = forward.batch_size if batch_size is None else batch_size
     if not isinstance(size, int | np.integer) or size < 1:

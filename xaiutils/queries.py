@@ -47,7 +47,7 @@ class ImageQueries:
                 f"x must be floating-point images (n, C, H, W), got {x.dtype} of shape {x.shape}"
             )
         no_nan("x", x)
-        self._forward = runtime.forward(model, x[0])
+        self._forward = runtime.forward(model, x[0], batch_size=batch_size)
         self.x = self._forward.cast(x)
         self._size = self._forward.batch_size if batch_size is None else batch_size
         self._classes = {}

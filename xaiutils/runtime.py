@@ -1,7 +1,7 @@
 """Fast forward passes: ONNX Runtime on the CPU, torch elsewhere.
 
-A module is exported once, the export is checked against torch and kept in the cache under
-a key of the module's code and weights. Gradients never pass through here.
+A module is asked whether it has one answer to an input (`probe`), then exported and compared with
+torch (`onnx_export`). Gradients never pass through here.
 """
 
 from __future__ import annotations
@@ -9,41 +9,35 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import hashlib
-import inspect
-import io
-import json
 import logging
 import os
-import platform
+import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import onnxruntime
 import torch
 from threadpoolctl import ThreadpoolController
 
+from xaiutils import onnx_export, probe
 from xaiutils.classifiers.trained import one_thread as one_thread
-from xaiutils.data import assets
 from xaiutils.inputs import ask
 from xaiutils.outputs import as_array, winners
+from xaiutils.probe import one_line
 
 log = logging.getLogger("xaiutils")
 
-TOLERANCE = 1e-4  # largest difference between the export and torch, relative to the outputs' size
 SIZES = (4, 8, 16, 32, 64, 256, 1024)  # candidate batch sizes
-BATCH_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}  # larger batches are not tried
+CALLABLE_BATCH = 32  # most inputs a call of a plain callable
+BATCH_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}  # of inputs; larger batches are not tried
 
 PLAIN_BATCH = 256  # images a call of `logits`
 MOST_AT_ONCE = 8  # calls side by side: each holds the activations of a batch
-
-# Layers whose training mode makes outputs random or dependent on the batch.
-_MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
 
 # Decorator for products of small matrices. With several threads on cores that other processes
 # use too, a fit of 3 ms was seen to take 340 ms.
@@ -65,7 +59,8 @@ def _reuse_freed_memory() -> None:
 
 _reuse_freed_memory()
 
-_forwards: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+_prepared: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class Forward:
@@ -75,17 +70,28 @@ class Forward:
     ----------
     backend : "onnxruntime", "torch" or "callable"
     batch_size : int
-        The fastest of a few sizes, measured when the model was first used.
+        The fastest of a few sizes, measured when it is first asked for.
     device : torch.device
         Where the batches must be.
     """
 
-    def __init__(self, call, backend: str, device: torch.device, dtype=None):
+    def __init__(
+        self,
+        call: Callable,
+        backend: str,
+        device: torch.device,
+        dtype=None,
+        measure: Callable[[], int] = lambda: CALLABLE_BATCH,
+    ):
         self._call = call
         self.backend = backend
         self.device = device
-        self.batch_size = 32
         self._dtype = dtype  # numpy dtype of floating inputs, None keeps theirs
+        self._measure = measure
+
+    @cached_property
+    def batch_size(self) -> int:
+        return self._measure()
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         """`x` in the dtype the model computes in; integers are left alone."""
@@ -144,11 +150,13 @@ def pick_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device {device!r} cannot be used here ({error}); "auto" can') from None
-    return place
+        tried = torch.zeros(1, device=torch.device(device))
+        tried.cpu()
+    except Exception as error:  # of many kinds, some of several lines
+        raise ValueError(
+            f'device {device!r} cannot be used here ({one_line(error)}); "auto" can'
+        ) from None
+    return tried.device
 
 
 def logits(model: torch.nn.Module, images) -> np.ndarray:
@@ -157,13 +165,17 @@ def logits(model: torch.nn.Module, images) -> np.ndarray:
     It is asked in batches where it lives, without the export of `forward`, which pays only for
     many more.
     """
-    place = next(model.parameters()).device
+    images = torch.as_tensor(images)
+    place, dtype = probe.home(model)
+    single = len(images) > 0 and probe.check(model, images[0]).single
+    floating = dtype if images.is_floating_point() else None
 
     @torch.no_grad()
     def answer(part):
-        return as_array(ask(model, part.to(place, copy=True)))  # a model may write to its input
+        # A copy, as a model may write to its input.
+        return as_array(ask(model, part.to(place, floating, copy=True)))
 
-    parts = torch.as_tensor(images).split(PLAIN_BATCH)
+    parts = images.split(1 if single else PLAIN_BATCH)
     return np.concatenate(list(side_by_side(answer, parts, place)))
 
 
@@ -172,172 +184,159 @@ def predicted(model: torch.nn.Module, images) -> np.ndarray:
     return winners(logits(model, images))
 
 
-def check_mode(model: torch.nn.Module) -> None:
-    """Raise ValueError if dropout or batch norm of `model` is in training mode."""
-    if any(part.training and isinstance(part, _MOODY) for part in model.modules()):
-        raise ValueError("model is in training mode; call model.eval() before explaining it")
-
-
-def forward(model, x: np.ndarray, device: str = "auto") -> Forward:
+def forward(model, x: np.ndarray, device: str = "auto", batch_size: int | None = None) -> Forward:
     """The fastest way to run `model` on batches of inputs like `x`.
 
     Parameters
     ----------
     model : torch.nn.Module or callable
-        See `perturb.evaluate`.
+        See `perturb.evaluate`. What was prepared before is given back as it is.
     x : ndarray
         One input, no batch axis: its shape and dtype are what the model gets.
     device : str
         "auto" is the module's own device; otherwise a copy is moved there.
+    batch_size : int, optional
+        Inputs that will be asked about in a call. With 1 the model is never asked about more, not
+        even to try it.
 
     Raises
     ------
     ValueError
-        If dropout or batch norm is in training mode.
+        If training mode matters, if an input has no single answer, see `probe.check`; if the device
+        cannot be used; if several inputs are wanted of a model that takes one.
 
     Notes
     -----
-    What was prepared is used again until a parameter changes in place. Changes that torch does
-    not count (`parameter.data`, plain attributes of a module) go unnoticed: make a new module.
+    What was prepared is used again until the module changes: its weights, modes, hooks, plain
+    attributes, or anything else that changes its answer to an input of noise, which each call
+    compares.
     """
+    if isinstance(model, Forward):
+        return model
     if not isinstance(model, torch.nn.Module):
         if not callable(model):
             raise ValueError(f"model must be a torch.nn.Module or a callable, got {model!r}")
-        place = torch.device("cpu" if device == "auto" else device)
-        return Forward(lambda batch: as_array(ask(model, batch)), "callable", place)
-    check_mode(model)
+        place = torch.device("cpu") if device == "auto" else pick_device(device)
+        size = min(CALLABLE_BATCH, _most(x, place))
+        return Forward(lambda b: as_array(ask(model, b)), "callable", place, measure=lambda: size)
 
-    weights = [*model.parameters(), *model.buffers()]
-    own = weights[0].device if weights else torch.device("cpu")
-    place = own if device == "auto" else torch.device(device)
-    dtypes = {w.dtype for w in weights if w.is_floating_point()}
-    dtype = torch.empty(0, dtype=dtypes.pop()).numpy().dtype if len(dtypes) == 1 else None
-    signature = (x.shape, x.dtype, place, _version(weights))
-    known = _forwards.setdefault(model, {})
-    if signature not in known:
-        known.clear()  # weights changed, or another kind of input: one entry per model is enough
-        # The cache must not hold the caller's module, or its weak keys would never let go.
-        get = weakref.ref(model)
-        if place != own:
-            moved = copy.deepcopy(model).to(place)
-            get = lambda: moved  # noqa: E731
-        known[signature] = _prepare(get, x, place, dtype)
-    return known[signature]
+    own, dtype = probe.home(model)
+    place = own if device == "auto" else pick_device(device)
+    with _lock:  # threads that explain the same model prepare it once
+        seen = probe.check(model, x, batch_size)
+        known = _prepared.setdefault(model, {})
+        signature = x.shape, x.dtype, place
+        kept = known.get(signature)
+        if kept is not None and kept.seen is seen and not kept.holds(model):
+            probe.forget(model)  # what it does now may be something else to refuse
+            seen = probe.check(model, x, batch_size)
+        if seen.single is not None and batch_size not in (None, 1):
+            raise ValueError(
+                f"batch_size must be 1, got {batch_size}: model takes one input at a time "
+                f"({seen.single})"
+            )
+        if kept is None or kept.seen is not seen:
+            known.clear()  # changed, or another kind of input: one entry per model is enough
+            # The cache must not hold the caller's module, or its weak keys would never let go.
+            get = weakref.ref(model)
+            if place != own:
+                moved = copy.deepcopy(model).to(place)
+                get = lambda: moved  # noqa: E731
+            made = known[signature] = _prepare(model, get, x, place, dtype, seen)
+            if kept is not None and kept.takes_like(made):
+                made.forward.batch_size = kept.forward.batch_size  # it need not be measured again
+        prepared = known[signature].forward
+        if batch_size is None:
+            _ = prepared.batch_size  # measured here, not among the first calls
+        return prepared
 
 
-def _prepare(get, x, device, dtype):
-    def with_torch(batch):
-        with torch.inference_mode():
-            return as_array(ask(get(), batch))
+@dataclass(frozen=True)
+class _Prepared:
+    """A forward pass, and what the module was when it was made."""
 
-    plain = Forward(with_torch, "torch", device, dtype)
-    example = plain.cast(x)
-    if device.type == "cpu" and example.dtype == np.float32:
+    forward: Forward
+    seen: probe.Probe
+    noise: torch.Tensor | None  # (1, *shape); None where the module itself is asked
+    answer: np.ndarray | None
+
+    def takes_like(self, other: _Prepared) -> bool:
+        """Whether the size of batches that was measured is that of another."""
+        alike = self.forward.backend == other.forward.backend
+        measured = "batch_size" in vars(self.forward)
+        return alike and measured and self.seen.single == other.seen.single
+
+    def holds(self, model) -> bool:
+        """Whether the module still answers as it did."""
+        if self.noise is None:
+            return True
         try:
-            return _onnx(get(), example, plain)
+            return not probe.differs(probe.ask(model, self.noise), self.answer)
+        except Exception:  # raised again, if it is, when the model is prepared
+            return False
+
+
+def _prepare(model, get, x, device, dtype, seen: probe.Probe) -> _Prepared:
+    @torch.inference_mode()
+    def with_torch(batch):
+        cast = dtype if batch.is_floating_point() else None  # bfloat16, which arrays cannot be
+        return as_array(ask(get(), batch.to(cast)))
+
+    def fastest():
+        return 1 if seen.single is not None else _fastest(plain, example, device)
+
+    plain = Forward(with_torch, "torch", device, _numpy_dtype(dtype), fastest)
+    example = plain.cast(x)
+    if seen.single is not None:
+        log.warning("model takes one input at a time (%s): using torch", seen.single)
+    elif device.type == "cpu" and example.dtype == np.float32:
+        try:
+            return _onnx(model, get(), example, plain, seen)
         except Exception as error:  # any model must work; only the speed is lost
             while error.__cause__ is not None:
                 error = error.__cause__
-            reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("ONNX Runtime cannot run this model (%s): using torch", reason[:160])
-    plain.batch_size = _fastest(plain, example, device)
-    return plain
+            log.warning("ONNX Runtime cannot run this model (%s): using torch", one_line(error))
+    noise = answer = None
+    if get() is not model:
+        noise = _noise(example).to(*probe.home(model))
+        answer = probe.ask(model, noise)
+    return _Prepared(plain, seen, noise, answer)
 
 
-def _onnx(module, x: np.ndarray, plain: Forward) -> Forward:
-    folder = assets.cache_folder() / "onnx"
-    path = folder / f"{_key(module, x.shape)}.onnx"
-    with assets.writing(folder, path.name):
-        if path.exists():
-            try:
-                fast = _checked(path, x, plain)
-            except Exception:  # damaged or tampered with: the export below replaces it
-                path.unlink()
-        if not path.exists():
-            with assets.replacing(path) as partial:
-                _export(module, x, partial)
-                fast = _checked(partial, x, plain)
-        fast.batch_size = _remembered_size(path.with_suffix(".json"), fast, x)
-    return fast
+def _onnx(model, module, x: np.ndarray, plain: Forward, seen: probe.Probe) -> _Prepared:
+    noise = _noise(x).to(probe.home(model)[0])
+    answer = probe.ask(model, noise)
+    call, note = onnx_export.load(module, x, plain, answer, threads(), seen.alone)
+
+    def fastest():
+        return onnx_export.remembered(note, threads(), lambda: _fastest(fast, x, fast.device))
+
+    fast = Forward(call, "onnxruntime", torch.device("cpu"), np.float32, fastest)
+    return _Prepared(fast, seen, noise, answer)
 
 
-def _export(module, x, path: Path) -> None:
-    batch = torch.from_numpy(np.stack([x, x]))
-    training = [part for part in module.modules() if part.training]
-    module.eval()  # a bare container starts in training mode, which the exporter warns about
-    # The exporter reports every step and every failed attempt; one line of ours says enough.
-    quiet = contextlib.ExitStack()
-    logging.disable(logging.ERROR)
-    quiet.callback(logging.disable, logging.NOTSET)
-    for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
-        quiet.enter_context(redirect(io.StringIO()))
+def _noise(x: np.ndarray) -> torch.Tensor:
+    """A batch of one input, the same for all inputs of this shape; integers are as in `x`."""
+    if np.issubdtype(x.dtype, np.floating):
+        x = np.random.default_rng(0).random(x.shape).astype(x.dtype)
+    return torch.from_numpy(x[None].copy())
+
+
+def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype | None:
+    """What numpy has for it: float32 for types that only torch knows."""
+    if dtype is None:
+        return None
     try:
-        with quiet:
-            torch.onnx.export(
-                module,
-                (batch,),
-                path,
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        for part in training:
-            part.training = True
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:
+        return np.dtype(np.float32)
 
 
-def _checked(path: Path, x, plain: Forward) -> Forward:
-    """The exported model, if its outputs are those of torch.
-
-    Raises
-    ------
-    ValueError
-        If they differ by more than `TOLERANCE`.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
-    # Threads that spin between calls take the core that builds the next batch; where other
-    # processes use the cores too, spinning halved the speed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    fast = Forward(
-        lambda batch: as_array(session.run(None, {name: batch.numpy()})[0]),
-        "onnxruntime",
-        torch.device("cpu"),
-        np.float32,
-    )
-    probe = torch.from_numpy(np.stack([x, np.flip(x).copy(), np.zeros_like(x)]))
-    expected, found = plain(probe), fast(probe)
-    gap = np.abs(expected - found).max() / max(np.abs(expected).max(), 1.0)
-    if not gap <= TOLERANCE:
-        raise ValueError(f"its export differs from torch by {gap:.1e}, allowed {TOLERANCE:.0e}")
-    return fast
-
-
-def _remembered_size(path: Path, fast: Forward, x) -> int:
-    """Measured batch size, kept beside the export so that reruns use the same."""
-    machine = f"{platform.machine()} {platform.processor()} {threads()}"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or damaged
-        note = json.loads(path.read_text())
-        if note["machine"] == machine:
-            return int(note["batch_size"])
-    size = _fastest(fast, x, fast.device)
-    with assets.replacing(path) as partial:
-        partial.write_text(json.dumps({"machine": machine, "batch_size": size}))
-    return size
-
-
-def _fastest(call: Forward, x, device, sizes: Sequence[int] = SIZES) -> int:
+def _fastest(call: Callable, x, device, sizes: Sequence[int] = SIZES) -> int:
     """Batch size with the most inputs per second."""
-    best, best_rate = sizes[0], 0.0
-    for size in sizes:
-        if size > sizes[0] and size * x.nbytes > BATCH_BYTES.get(device.type, 0):
-            break
+    most = _most(x, device)
+    best, best_rate = min(sizes[0], most), 0.0
+    for size in (size for size in sizes if size <= most):
         batch = torch.from_numpy(np.broadcast_to(x, (size, *x.shape)).copy()).to(device)
         call(batch)
         seconds = []
@@ -351,19 +350,6 @@ def _fastest(call: Forward, x, device, sizes: Sequence[int] = SIZES) -> int:
     return best
 
 
-def _key(module, shape) -> str:
-    """Hash of what decides the export: code of the module's classes, weights, input shape."""
-    digest = hashlib.sha256(f"{torch.__version__} {shape} {module!r}".encode())
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda t: t.__qualname__):
-        try:
-            digest.update(inspect.getsource(kind).encode())
-        except (OSError, TypeError):  # defined in a console: the check at load still guards it
-            digest.update(kind.__qualname__.encode())
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _version(weights) -> tuple:
-    return tuple((w.data_ptr(), w._version) for w in weights)
+def _most(x, device) -> int:
+    """Most inputs like `x` a call."""
+    return max(1, BATCH_BYTES.get(device.type, BATCH_BYTES["cpu"]) // max(x.nbytes, 1))

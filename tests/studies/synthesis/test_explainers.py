@@ -468,12 +468,13 @@ def test_lime_asks_a_model_where_it_lives(smooth, monkeypatch):
         seen.append(batch.device.type)
         return np.random.default_rng(len(seen)).random((len(batch), CLASSES))
 
-    def forward(model, x, device="auto"):
+    def forward(model, x, *options, **named):
         if model is smooth:
             return runtime.Forward(answer, "torch", place, np.float64)
-        return real(model, x, device)
+        return real(model, x, *options, **named)
 
     monkeypatch.setattr(runtime, "forward", forward)
+    monkeypatch.setattr(runtime, "pick_device", torch.device)
     run(smooth, only=["LIME"])
     assert set(seen) == {"meta"}
 

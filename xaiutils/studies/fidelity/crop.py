@@ -122,7 +122,7 @@ def crop_scores(
             raise ValueError(f"{name}: map must be {(n, height, width)}, got {np.shape(scores)}")
     if target is not None and np.shape(target) != (n,):
         raise ValueError(f"target must hold {n} classes, got shape {np.shape(target)}")
-    call = runtime.forward(model, x[0].cpu().numpy(), device)
+    call = runtime.forward(model, x[0].cpu().numpy(), device, batch_size)
     size = call.batch_size if batch_size is None else batch_size
     result, logits = np.empty((n, len(maps), len(shares))), Classes()
     for i in tqdm(range(n), desc="images", delay=5, leave=False):
