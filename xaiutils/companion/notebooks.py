@@ -169,10 +169,7 @@ class Project:
         if profile not in PROFILES:
             raise ProjectError(f"no profile {profile!r}; allowed: {', '.join(PROFILES)}")
         path = self.root / "notebooks" / "profiles.toml"
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ProjectError(f"{path.name} cannot be read: {first_line(error)}") from None
+        tables = read_toml(path)
         known = {(p, n) for p in PROFILES[1:] for n in self.names()}
         for found, table in tables.items():
             for key, values in table.items() if isinstance(table, dict) else [("", {})]:
@@ -196,24 +193,58 @@ class Project:
 
 
 def read_notebook(path):
-    """The file `path` as an nbformat node of version 4; ProjectError if it holds no notebook."""
+    """The file `path` as an nbformat node of version 4.
+
+    Raises
+    ------
+    ProjectError
+        If it cannot be read, holds no notebook, or one without cells.
+    """
+    text = read_text(path)
     try:
-        notebook = nbformat.read(path, as_version=4)
-        if all({"cell_type", "source", "metadata"} <= cell.keys() for cell in notebook.cells):
+        # As nbformat.read does, which only logs what is wrong with a notebook.
+        found = nbformat.reader.reads(text)
+        notebook = nbformat.convert(found, 4)
+        nbformat.validate(notebook, relax_add_props=True)
+        if notebook.cells:
             return notebook
-        reason = "a cell has no source"
-    # nbformat stumbles over JSON of another shape as code does.
+        reason = "it has no cells"
+    # Before it validates, nbformat stumbles over JSON of another shape as code does.
     except (
-        *(OSError, ValueError, nbformat.ValidationError),
+        *(ValueError, nbformat.ValidationError, RecursionError),
         *(AttributeError, LookupError, TypeError),
     ) as error:
         reason = first_line(error)
-    raise ProjectError(f"{path} cannot be read as a notebook: {reason}")
+    raise ProjectError(f"{shown(path)} cannot be read as a notebook ({reason}); restore it")
+
+
+def read_toml(path):
+    """The tables of a TOML file as a dictionary; ProjectError if it cannot be read."""
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProjectError(f"{shown(path)} is no TOML ({first_line(error)}); mend it") from None
+
+
+def read_text(path):
+    """The text of a file; ProjectError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ProjectError(f"{shown(path)} cannot be read ({reason})") from None
 
 
 def first_line(error):
     """What an exception says in its first line; its type if it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(path):
+    """A path as a message shows it: from the working directory if it lies there."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def lookup(declared, name):

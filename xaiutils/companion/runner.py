@@ -182,11 +182,14 @@ def execute(project, name, profile="default", given=(), output=None, seed=None, 
         try:
             executed = run_cells(todo.notebook, todo.overrides, run, partial, cell_timeout)
             _check_results(Path(run.output), todo.figure_names, todo.claim_ids)
-        except RunError:
+        except (RunError, OSError) as error:
             with stopping.held(), contextlib.suppress(OSError):
                 todo.copy.unlink(missing_ok=True)
+                todo.failed.unlink(missing_ok=True)
                 os.replace(partial, todo.failed)
-            raise
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"the run could not go on: {first_line(error)}") from None
         with stopping.held():
             try:
                 normalise(executed)
@@ -218,16 +221,15 @@ def is_finished(todo):
     """
     if not todo.copy.exists():
         return False
-    made = targets.mark(todo.copy)
+    made = nbformat.read(todo.copy, as_version=4).metadata.get("xaiutils", {})
     if (made.get("parameters"), made.get("hashes")) != (todo.parameters, todo.hashes):
         return False
     try:
         _check_results(todo.figures, todo.figure_names, todo.claim_ids)
-        records = [provenance.read_json(path) for path in todo.figures.glob("*.json")]
-        used = {item for record in records for item in record["hashes"]["assets"].items()}
-    # A file that is damaged, or of another shape.
-    except (RunError, OSError, ValueError, AttributeError, LookupError, TypeError):
+    except RunError:
         return False
+    records = map(provenance.read_json, todo.figures.glob("*.json"))
+    used = {item for record in records for item in record["hashes"]["assets"].items()}
     return used <= assets.hashes().items()
 
 
