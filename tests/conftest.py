@@ -3,6 +3,8 @@
 And an empty cache of exported networks.
 """
 
+import signal
+
 import nbformat
 import pytest
 
@@ -36,6 +38,14 @@ published = 1.0
 rule = {kind = "above", threshold = 0.5, text = "slope above 0.5"}
 notebook = "tiny"
 """
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal: a shell's background job would ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

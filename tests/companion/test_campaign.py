@@ -137,14 +137,6 @@ def test_a_run_without_results_here_is_not_taken_for_done(make_project, monkeypa
     assert not (project.root / "build" / "default-seeds" / "tiny" / "claims.json").exists()
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """As in a terminal: a shell's background job would ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_stops_all_and_leaves_nothing(make_project, capfd, heeds_ctrl_c):
     sleep = "import os, time\nopen('../pid', 'w').write(f'{os.getpid()} ')\ntime.sleep(100)"
     project = make_project(sleep)

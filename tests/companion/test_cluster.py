@@ -33,9 +33,8 @@ def after_the_first_line(capfd, action):
 
 
 def test_a_run_without_workers_says_so_and_can_be_stopped(
-    make_project, capfd, monkeypatch, empty_cluster
+    make_project, capfd, monkeypatch, empty_cluster, heeds_ctrl_c
 ):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     address = empty_cluster.scheduler_address
     monkeypatch.setattr(campaign, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(campaign, "SILENT_SECONDS", 0.5)
@@ -45,11 +44,8 @@ def test_a_run_without_workers_says_so_and_can_be_stopped(
         time.sleep(1.5)
         os.kill(os.getpid(), signal.SIGINT)
 
-    try:
-        lines = after_the_first_line(capfd, interrupt)
-        assert run.main(["tiny", "--seeds", "0", "--dask", address], make_project()) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+    lines = after_the_first_line(capfd, interrupt)
+    assert run.main(["tiny", "--seeds", "0", "--dask", address], make_project()) == 130
     assert time.monotonic() - start < campaign.STOP_SECONDS
     assert lines == [f"no worker at {address}, waiting for one"]
     assert capfd.readouterr().err.splitlines()[0] == lines[0]  # again

@@ -18,14 +18,6 @@ open('../pid', 'w').write(f'{os.getpid()} {os.getppid()} ')
 time.sleep(100)"""
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """As in a terminal: a shell's background job would ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def send(number, when):
     """Send this process a signal once `when()` is true."""
 

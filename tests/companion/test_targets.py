@@ -61,6 +61,7 @@ def everything_but_folders(root):
         ("build/paper-custom/tiny.ipynb", "is the place of another run's copy"),
         ("build/smoke-seeds/tiny/seed-0/tiny.ipynb", "is the place of another run's copy"),
         ("mine/text.ipynb/x.ipynb", "cannot write to "),
+        ("x" * 300, "File name too long"),
     ],
 )
 def test_output_never_goes_over_other_files(make_project, capsys, no_kernel, place, message):
@@ -98,6 +99,7 @@ def test_output_goes_over_its_own_copies_and_leaves_figures_alone(
         ("mine", "was not written by --prepare; it is left as it is: give an empty folder, or one"),
         ("requirements.lock", "is no folder"),
         ("requirements.lock/x", "cannot write to "),
+        ("x" * 300, "File name too long"),
         ("build/default", "was not written by --prepare"),
     ],
 )
@@ -176,7 +178,7 @@ def test_all_figures_are_written_before_one_is_replaced(make_project, no_kernel,
     assert everything(figures) == before
 
 
-def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_what_is_kept_finds_a_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(scratch.tempfile, "tempdir", None)
     (tmp_path / "tmp").mkdir()
@@ -185,6 +187,12 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
         provenance.write(tmp_path / "file", b"")
         place = scratch.keep(work, tmp_path / "file" / "tiny.unpublished-1")
     assert place.is_relative_to(tmp_path / "tmp")
+    assert [p.name for p in place.iterdir()] == ["tiny.ipynb"]
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path / "file"))
+    with scratch.folder(tmp_path / "results", "tiny") as work:
+        (work / "tiny.ipynb").touch()
+        place = scratch.keep(work, tmp_path / "file" / "tiny.unpublished-1")
+    assert place == work
     assert [p.name for p in place.iterdir()] == ["tiny.ipynb"]
 
 
@@ -224,6 +232,13 @@ def test_update_keeps_the_notebook_if_writing_fails(make_project, no_kernel, mon
     assert targets.is_executed(project.executed("default", "tiny"))
 
 
+def test_a_file_that_cannot_be_written_leaves_no_part(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        provenance.write(tmp_path / "taken", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_disk_that_fills_up_during_the_run_is_one_line(make_project, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -232,19 +247,6 @@ def test_a_disk_that_fills_up_during_the_run_is_one_line(make_project, monkeypat
     assert run.main(["tiny"], make_project()) == 1
     error = capsys.readouterr().err
     assert "failed: tiny: the run could not go on: [Errno 28] No space left on device\n" in error
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"hashes": 3}', "[]", "null"])
-def test_a_seed_with_a_damaged_record_is_run_again(make_project, no_kernel, text):
-    project = make_project(DRAWS)
-    copy = runner.execute(project, "tiny", seed=3)
-    record = copy.with_name("line.json")
-    assert runner.is_finished(runner.plan(project, "tiny", seed=3))
-    record.write_text(text)
-    assert not runner.is_finished(runner.plan(project, "tiny", seed=3))
-    record.unlink()
-    copy.write_text(text)
-    assert not runner.is_finished(runner.plan(project, "tiny", seed=3))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One execution of a notebook by papermill, with the gaps closed that papermill leaves open."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -54,7 +55,9 @@ def run_cells(notebook, overrides, run, partial, cell_timeout=None):
     Raises
     ------
     RunError
-        If a cell raised or took too long, the kernel died, or a cell never ran.
+        If a cell raised or took too long, the kernel died or failed, or a cell never ran.
+    OSError
+        If the disk is full.
     """
     run.save(partial.with_name("run.json"))
     with _environment(partial.parent), _kernels() as manager, _watched(run) as watch:
@@ -79,45 +82,61 @@ def run_cells(notebook, overrides, run, partial, cell_timeout=None):
                 f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}\n"
                 f"{_head(error.source)}\n{trace}"
             ) from None
-        except CellTimeoutError:
-            raise RunError(
-                f"cell [{watch.number}] took longer than the {cell_timeout} s a cell may take:\n"
-                f"{_head(watch.source)}"
-            ) from None
+        except CellTimeoutError as error:
+            # nbclient also waits, not for ever, for the outputs of a cell that has ended.
+            late = "did not hand over its outputs"
+            if "IOPub" not in str(error):
+                late = f"took longer than the {cell_timeout} s a cell may take"
+            raise RunError(f"cell [{watch.number}] {late}:\n{_head(watch.source)}") from None
         except DeadKernelError:
-            where = f"in or just before this cell:\n{_head(watch.source)}" if watch.number else ""
+            where = f"in or just before this cell:\n{_head(watch.source)}"
             raise RunError(
-                f"the kernel died (killed, out of memory?) {where or 'at once'}"
+                f"the kernel died (killed, out of memory?) {where if watch.number else 'at once'}"
             ) from None
-        except (OSError, RuntimeError) as error:  # no kernel came up, or a full disk
-            raise RunError(f"the run could not go on: {first_line(error)}") from None
+        except RuntimeError as error:
+            raise RunError(f"the kernel failed: {first_line(error)}") from None
         except KeyboardInterrupt:
-            # What was waited for is never fetched now: nothing is to be said of it.
-            ensure_event_loop().set_exception_handler(lambda *_: None)
-            papermill.log.logger.disabled = True
+            _abandon()
             raise
     _check_cells(executed)
     return executed
 
 
+def _abandon():
+    """Cancel what asyncio was stopped in the middle of, or it would go on with the next thing."""
+    loop = ensure_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # nobody will fetch what came of it
+    if tasks := asyncio.all_tasks(loop):
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
 @contextlib.contextmanager
 def _kernels():
-    """Class for managers of kernels; those that still run at the end are killed.
+    """Class for managers of kernels; at the end kernels that still run are killed.
 
-    A kernel that is interrupted while it starts has no client yet that would end it.
+    nbclient ends its kernel itself, but not one that is interrupted while it starts.
     """
-    made = []
+    managers, clients = [], []
 
     class Manager(AsyncKernelManager):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
-            made.append(self)
+            managers.append(self)
+
+        def client(self, **options):
+            clients.append(super().client(**options))
+            return clients[-1]
 
     try:
         yield Manager
     finally:
         with stopping.held():
-            for manager in made:
+            for client in clients:
+                if client.channels_running:  # open, they would let the interpreter hang at its end
+                    client.stop_channels()
+            for manager in managers:
                 if manager.has_kernel:
                     run_sync(manager.shutdown_kernel)(now=True)
 

@@ -1,6 +1,7 @@
 """What a result was made from: run description, hashes, versions; and how results are written."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -298,8 +299,13 @@ def write(path, content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path):

@@ -168,6 +168,8 @@ def _number(text, kind):
         raise ValueError(f"{text} limits a value of type {kind}; numbers only")
     if kind == "int" and not re.fullmatch(r"[+-]?\d+", text):
         raise ValueError(f"{text} limits an int and is no whole number")
+    if math.isinf(float(text)):
+        raise ValueError(f"{text} is too large for a float")
     return int(text) if kind == "int" else float(text)
 
 

@@ -181,11 +181,14 @@ def execute(project, name, profile="default", given=(), output=None, seed=None, 
         try:
             executed = run_cells(todo.notebook, todo.overrides, run, partial, cell_timeout)
             _check_results(Path(run.output), todo.figure_names, todo.claim_ids)
-        except RunError:
+        except (RunError, OSError) as error:
             with stopping.held(), contextlib.suppress(OSError):
                 todo.copy.unlink(missing_ok=True)
+                todo.failed.unlink(missing_ok=True)
                 os.replace(partial, todo.failed)
-            raise
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"the run could not go on: {first_line(error)}") from None
         with stopping.held():
             try:
                 normalise(executed)

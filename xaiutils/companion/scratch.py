@@ -47,40 +47,50 @@ def folder(parent, name):
                 work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
                 lock = FileLock(work / _LOCK)
                 lock.acquire()
-                # Written last: a folder without it is not looked at by `_tidy`.
+                # Written last: a folder without it is let alone by all others.
                 (work / _OWNER).write_text(_machine(), encoding="utf-8")
             except OSError as error:
+                if work is not None:
+                    shutil.rmtree(work, ignore_errors=True)
                 raise ProjectError(f"cannot write to {parent}: {error.strerror or error}") from None
         yield work
     finally:
         with stopping.held():
             if lock is not None:
                 lock.release()
-            if work is not None:
+            if work is not None and (work / _OWNER).exists():
                 shutil.rmtree(work, ignore_errors=True)
 
 
 def keep(work, place):
-    """Move a run's folder to a visible place, without what nobody needs; returns the place.
+    """Give a run's folder a visible name, and remove from it what nobody needs.
 
     Parameters
     ----------
     work : Path
-        As from `folder`.
+        As from `folder`, which does not remove it then.
     place : Path
-        Where nothing is yet; if nothing can be written there, a folder for temporary files is
-        taken instead.
+        Where nothing is yet.
+
+    Returns
+    -------
+    Path
+        Where it is: `place`, or a folder for temporary files if nothing can be written there, or
+        where it was if there neither.
     """
-    try:
-        shutil.move(work, place)
-    except OSError:
-        place = Path(tempfile.mkdtemp(prefix=f"{place.name}-")) / place.name
-        shutil.move(work, place)
-    for name in (_LOCK, _OWNER, "run.json"):
-        (place / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (work / _OWNER).unlink()
+    kept = work
+    for make in (lambda: place, lambda: Path(tempfile.mkdtemp()) / place.name):
+        with contextlib.suppress(OSError):
+            kept = Path(shutil.move(work, make()))
+            break
+    for name in (_LOCK, "run.json"):
+        with contextlib.suppress(OSError):
+            (kept / name).unlink(missing_ok=True)
     for name in ("ipython", "jupyter"):
-        shutil.rmtree(place / name, ignore_errors=True)
-    return place
+        shutil.rmtree(kept / name, ignore_errors=True)
+    return kept
 
 
 def _tidy(parent, name):
