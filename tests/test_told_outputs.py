@@ -125,6 +125,13 @@ def test_a_probability_of_zero_has_curves_but_no_logit():
     )
     assert_array_equal(found.curve("mif", "probability"), [[1, 0.5, 0]] * N)
     assert_array_equal(found.curve("mif"), [[1, 1, 0]] * N)
+
+    class Hard(nn.Module):
+        def forward(self, x):
+            return hard(x.relu())
+
+    with pytest.raises(ValueError, match=r"log-probability is NaN or infinity .*first for input 0"):
+        baselines.adversarial(Hard(), X, [1] * N, outputs_are="probabilities")
     with pytest.raises(ValueError, match="logit of image 0 is minus infinity at some step"):
         found.curve("mif", "logit")
     with pytest.raises(ValueError, match="class 1 of image 0 has minus infinity"):

@@ -150,7 +150,7 @@ class Task:
         scalar = out[each, self.target[rows]]
         if self.against is not None:
             scalar = scalar - out[each, self.against[rows]]
-        _finite("model returned", scalar, rows)
+        _finite("model returned" if self._classes is None else "log-probability is", scalar, rows)
         return scalar
 
     def _log_probabilities(self, out) -> torch.Tensor:

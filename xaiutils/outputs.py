@@ -160,25 +160,28 @@ def _slack(out) -> float:
 
 
 def _numbers(out) -> torch.Tensor | np.ndarray:
-    found = out
-    if isinstance(out, Mapping):
-        found = out.get("logits")
-    elif not _is_array(out):
-        found = getattr(out, "logits", None)
-        if found is None and isinstance(out, list | tuple):
-            found = _rows(out)
+    found = out if _is_array(out) else _held(out)
     if isinstance(found, torch.Tensor):
-        found = found.to_dense() if found.layout is not torch.strided else found
         real = not found.is_complex()
+        found = found.to_dense() if found.layout is not torch.strided else found
     elif real := _is_array(found):
         found = np.asarray(found)
         real = found.dtype.kind in "biuf"
-        if real:  # torch knows no long doubles and no foreign byte order
+        if real and not (found.dtype.isnative and found.itemsize <= 8):
+            # Torch knows no long doubles and no foreign byte order.
             kept = found.dtype.newbyteorder("=") if found.itemsize <= 8 else np.float64
-            found = found.astype(kept, copy=False)
+            found = found.astype(kept)
     if not real:
         raise ValueError(f"model returned {_described(out)}")
     return found
+
+
+def _held(out):
+    """What `out` calls its logits, or the table that its rows make."""
+    if isinstance(out, Mapping):
+        return out.get("logits")
+    found = getattr(out, "logits", None)
+    return _rows(out) if found is None and isinstance(out, list | tuple) else found
 
 
 def _is_array(value) -> bool:

@@ -23,7 +23,7 @@ def as_real(values, name: str = "x") -> np.ndarray:
     values = as_numpy(values)
     if values.dtype.kind not in "biuf" or values.itemsize > 8:
         raise ValueError(f"{name} must hold real numbers of at most 64 bits, got {values.dtype}")
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def no_nan(name: str, values: np.ndarray) -> None:
