@@ -12,8 +12,9 @@ Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *sh
 
 The model is used where it lives and in its precision, is not changed, and may have trainable
 parameters; they get no gradients. On the CPU several batches go through it at a time, so that
-results do not depend on the number of cores: its forward pass must not keep anything. All raise
-ValueError if a shape or a class does not fit or if dropout or batch norm is in training mode.
+results do not depend on the number of cores: its forward pass must not keep anything. Several
+threads may call at once, for the same model too. All raise ValueError if a shape or a class does
+not fit or if dropout or batch norm is in training mode.
 """
 
 from __future__ import annotations
