@@ -211,7 +211,9 @@ def transformer(side=32, patch=8):
 def test_tokens_of_a_transformer():
     net, x = transformer(), photographs(2, 3, 32, 32)
     layer = net.encoder.layers[-1].ln_1
-    with pytest.raises(ValueError, match=r"\(2, 17, 16\).*reshape=tokens_to_map\(4, prefix=1\)"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 17, 16\).*attribution\.tokens_to_map\(4, prefix=1\)"
+    ):
         gradcam(net, layer, x, [1, 2])
     expected = by_definition(
         net, layer, x, [1, 2], lambda a: to_first(a[:, 1:].reshape(len(a), 4, 4, 16))

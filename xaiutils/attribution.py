@@ -14,9 +14,10 @@ Common to all: `model` is a torch.nn.Module in evaluation mode that maps (B, *sh
 
 The model is used where it lives and in its precision, is not changed, and may have trainable
 parameters; they get no gradients. On the CPU several batches go through it at a time, so that
-results do not depend on the number of cores: its forward pass must not keep anything. All raise
-ValueError if a shape or a class does not fit or if an input has no single answer (training mode,
-random numbers, a layer that mixes the inputs of a batch: `probe.check`).
+results do not depend on the number of cores: its forward pass must not keep anything. Several
+threads may call at once, for the same model too. All raise ValueError if a shape or a class does
+not fit or if an input has no single answer (training mode, random numbers, a layer that mixes the
+inputs of a batch: `probe.check`).
 """
 
 from __future__ import annotations

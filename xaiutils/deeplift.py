@@ -154,7 +154,6 @@ class _Pairs(nn.Module):
                 part.register_forward_hook(self._leave)
 
     def forward(self, batch):
-        self.called.clear(), self.ruled.clear()
         batch.register_hook(self._keep)
         out = self.task.outputs(batch)
         scalars = self.task.explained(out, np.tile(self.rows, 2))
@@ -176,6 +175,11 @@ class _Pairs(nn.Module):
             "each nonlinearity of the model must be a torch.nn module of its own that has a "
             f"rescale rule, see deeplift{found}"
         )
+
+    def forget(self) -> None:
+        """Let go of the last graph, which holds memory, and be ready for another call."""
+        self.last, self.multipliers = None, None
+        self.called.clear(), self.ruled.clear()
 
     def _keep(self, slopes):
         self.multipliers = slopes.unflatten(0, (2, -1))
@@ -253,6 +257,7 @@ def _mean(task: Task, baselines, batch_size: int) -> np.ndarray:
             warnings.filterwarnings("ignore", r"\s*Setting forward, backward hooks")
             parts = DeepLift(pairs).attribute(task.x[rows].requires_grad_(), starts).detach()
         _check(parts, change * pairs.multipliers[1], pairs)
+        pairs.forget()
         for i, piece in pieces:
             total[i] += parts[piece].sum(0)
     return (total / m).cpu().numpy()

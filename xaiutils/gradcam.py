@@ -187,7 +187,7 @@ def _check_axes(task: Task, layer, out, n: int) -> None:
             ((s, p) for s, p in fits if s and s * s + p == out.shape[1]), ("(rows, columns)", 1)
         )
         raise ValueError(
-            f"{wanted}; if these are tokens, pass reshape=tokens_to_map({size}, prefix={prefix})"
+            f"{wanted}; for tokens pass reshape=attribution.tokens_to_map({size}, prefix={prefix})"
         )
     if out.ndim != 4 or len(out) != n:
         raise ValueError(wanted)

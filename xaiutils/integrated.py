@@ -44,8 +44,8 @@ def integrated_gradients(
         Points on the straight path from `baseline` to `x`, which is as many gradients per input.
         The rule is exact where the scalar is a polynomial of degree 2 `steps` along the path.
     tolerance : float or None
-        Largest `completeness_gap` without a warning, as a share of |f(x) - f(baseline)| or of a
-        tenth of all the ups and downs of f along the path, whichever is larger. None asks for no
+        Largest `completeness_gap` without a warning, as a share of |f(x) - f(baseline)| or, if it
+        is larger, of a fiftieth of all the ups and downs of f along the path. None asks for no
         check, which saves two forward passes per input.
     model, target, against, log_probability, batch_size
         See `attribution.gradient`; a batch may hold points of several inputs.
@@ -171,7 +171,7 @@ def _warn(parts, at_x, at_baseline, travelled, tolerance: float, steps: int) -> 
     due, sums = at_x - at_baseline, _sums(parts)
     size = np.maximum(abs(at_x), abs(at_baseline)) + _sums(abs(parts))
     rounding = 100 * np.finfo(parts.dtype).eps * size
-    excess = abs(sums - due) - rounding - tolerance * np.maximum(abs(due), travelled / 10)
+    excess = abs(sums - due) - rounding - tolerance * np.maximum(abs(due), travelled / 50)
     missed = ~(excess <= 0)
     if missed.any():
         i = int(excess.argmax())
