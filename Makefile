@@ -47,7 +47,8 @@ endif
 EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
-  $(filter-out xaiutils/companion/site/% xaiutils/companion/readme.py,\
+  $(filter-out xaiutils/claims.py xaiutils/companion/site/% \
+  $(addprefix xaiutils/companion/,ledger.py numbers_in_prose.py readme.py),\
   $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/*))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env

@@ -1,12 +1,14 @@
 """A relative cache is one folder: for the process, its kernels and the processes it starts."""
 
+import os
+import re
 import subprocess
 import threading
 
 import nbformat
 import pytest
 
-from xaiutils.companion import apart, kernel, run
+from xaiutils.companion import apart, kernel, provenance, run
 from xaiutils.data import assets
 
 SHOWS = "from xaiutils.data import assets\nprint(assets.cache_folder())"
@@ -19,6 +21,23 @@ def test_a_kernel_sees_the_folder_that_is_meant_here(make_project, tmp_path, mon
     assert run.main(["tiny"], project) == 0
     cells = nbformat.read(project.executed("default", "tiny"), as_version=4).cells
     assert cells[1].outputs[0].text == f"{tmp_path / 'shared'}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("a b/c", f"{provenance.ROOT}/a b/c"), ("/x y/z", "/x y/z"), ("~/c", "~/c"), ("", "")],
+)
+def test_make_hands_down_the_full_path(given, meant):
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key}
+    shown = subprocess.run(
+        ["make", "--print-data-base", "--dry-run", "help"],
+        cwd=provenance.ROOT,
+        env={**env, "XAIUTILS_CACHE": given},
+        capture_output=True,
+        text=True,
+    ).stdout
+    (value,) = {v.strip() for v in re.findall(r"^XAIUTILS_CACHE :?=(.*)$", shown, re.M)}
+    assert value == meant
 
 
 def test_a_process_of_a_run_is_given_the_full_path(tmp_path, monkeypatch):

@@ -219,6 +219,9 @@ DAMAGE = {
     "readme": ("README.md", "| **0** |", "| **9** |"),
     "text": ("figures/CLAIMS.md", "The claims", "Claims"),
     "rules": ("notebooks/claims.toml", "", "[[claim"),
+    "mark": ("notebooks/tiny.ipynb", '"xaiutils": {', '"xaiutils": 3, "other": {'),
+    "citation": ("CITATION.cff", "references:", "reference:"),
+    "no citation": ("CITATION.cff", "", "a: [b"),
 }
 
 
@@ -228,7 +231,7 @@ def test_what_is_damaged_or_edited_is_named_and_no_page_is_written(whole, capsys
     path = whole.root / name
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new) if old else new)
+    path.write_text(text.replace(old, new, 1) if old else new)
     kept = whole.root / "build" / "site-source" / "index.md"
     provenance.write(kept, b"of an earlier build")
     capsys.readouterr()

@@ -13,7 +13,6 @@ import stat
 import tarfile
 import threading
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -331,33 +330,6 @@ def test_two_processes_share_one_fetch(toys):
         child.join(timeout=30)
         assert child.exitcode == 0
     assert toys.requests.count("/toys/") == 1
-
-
-def test_environment_variable_moves_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path / "elsewhere"))
-    assert assets.cache_folder() == tmp_path / "elsewhere"
-    monkeypatch.setenv("XAIUTILS_CACHE", "")
-    assert assets.cache_folder() == Path(assets.__file__).parents[2] / "data" / "cache"
-
-
-def test_a_relative_cache_is_where_the_process_first_asked_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(assets, "_resolved", functools.lru_cache(assets._resolved.__wrapped__))
-    (tmp_path / "other").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XAIUTILS_CACHE", "shared/cache")
-    assert assets.cache_folder() == tmp_path / "shared" / "cache"
-    monkeypatch.chdir(tmp_path / "other")
-    assert assets.cache_folder() == tmp_path / "shared" / "cache"
-
-
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(assets, "_resolved", assets._resolved.__wrapped__)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XAIUTILS_CACHE", "~/cache")
-    assert assets.cache_folder() == tmp_path / "cache"
-    monkeypatch.setenv("XAIUTILS_CACHE", "~nobody-of-this-name/cache")
-    with pytest.raises(assets.AssetError, match=r"'~nobody.*give the full path"):
-        assets.cache_folder()
 
 
 def test_command_prints_one_line_per_archive(monkeypatch, tmp_path, capsys):

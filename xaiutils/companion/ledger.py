@@ -140,13 +140,14 @@ def why(project, claim_id):
         hint = f"did you mean {' or '.join(close)}?" if close else "figures/CLAIMS.md lists all"
         raise ProjectError(f"no claim {claim_id!r}; {hint}")
     claim, record = found[claim_id]
-    bounds = (f"{key} {value:g}" for key, value in claim.rule.items() if key in _BOUNDS)
+    rule = claim.rule
+    bounds = (f"{key} {rule[key]:g}" for key in sorted(set(rule) - {"kind", "text"}, reverse=True))
     paper = PAPERS[claim.paper] if claim.paper == 5 else f"{claim.paper}, {PAPERS[claim.paper]}"
     lines = {
         "claim": claim.statement,
         "paper": f"{paper}; {claim.source}",
         "published": "–" if claim.published is None else f"{claim.published}",
-        "holds if": f"{claim.rule['text']} ({claim.rule['kind']}: {', '.join(bounds)})",
+        "holds if": f"{rule['text']} ({rule['kind']}: {', '.join(bounds)})",
         "measured": _measured(record),
         "verdict": verdict_of(claim, record),
         "notebook": f"notebooks/{claim.notebook}.ipynb"
@@ -161,9 +162,6 @@ def why(project, claim_id):
         lines["made from"] = ", ".join((*recorded, f"{len(hashes['assets'])} assets"))
         lines["since then"] = f"changed: {'; '.join(changed)}" if changed else "nothing changed"
     return claim_id + "".join(f"\n  {key:<11}{' '.join(v.split())}" for key, v in lines.items())
-
-
-_BOUNDS = ("threshold", "low", "high")
 
 
 def _measured(record):

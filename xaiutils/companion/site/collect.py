@@ -20,7 +20,7 @@ import nbformat
 import yaml
 
 from xaiutils.companion import claims, ledger, provenance, readme, results
-from xaiutils.companion.notebooks import Project, ProjectError, figure_names, read_text
+from xaiutils.companion.notebooks import Project, ProjectError, figure_names, first_line, read_text
 from xaiutils.companion.site import tour
 
 _LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^()\s]+)\)")
@@ -116,7 +116,8 @@ def check_notebook(name, notebook):
     first = notebook.cells[0]
     if first.cell_type != "markdown" or not first.source.startswith("# "):
         raise ProjectError(f"{name}: its first cell must start with a title, '# ...'")
-    seal = notebook.metadata.get("xaiutils", {}).get(results.SEAL)
+    mark = notebook.metadata.get("xaiutils")
+    seal = mark.get(results.SEAL) if isinstance(mark, dict) else None
     if seal != results.notebook_seal(notebook):
         what = "are not as they were written" if seal else "are of an older format"
         raise ProjectError(
@@ -312,8 +313,11 @@ def start_page(project, pages, claims_page):
     root = project.root
     introduction = read_text(root / "README.md").split("\n## ")[0]
     counts = dict(re.findall(rf"^\| ({'|'.join(claims.VERDICTS)}) \| (\d+) \|$", claims_page, re.M))
-    citation = yaml.safe_load(read_text(root / "CITATION.cff"))
-    entries = [cited(work) for work in (citation, *citation["references"])]
+    try:
+        citation = yaml.safe_load(read_text(root / "CITATION.cff"))
+        entries = [cited(work) for work in (citation, *citation["references"])]
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError) as error:
+        raise ProjectError(f"CITATION.cff cannot be used ({first_line(error)}); mend it") from None
     loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
     return (
         jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined)
