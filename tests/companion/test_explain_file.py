@@ -138,6 +138,30 @@ def test_ties_are_said_not_to_be_told_apart(tmp_path, models):
     assert table(report)[2][3] == "no"
 
 
+def test_an_answer_that_never_changes_is_said_to_be_one(tmp_path, models):
+    models(constant=lambda x: torch.full((len(x), 2), 0.5))
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    options = Options("constant", size=8, cells="2x2", masks=40)
+    text = explain_file.explain(tmp_path / "a.png", options).text
+    assert "hiding cells changes nothing in the answer" in text
+
+
+def test_small_effects_keep_their_digits(tmp_path, models):
+    models(
+        faint=lambda x: 0.5 + 1e-5 * torch.as_tensor(x).double()[:, :, :4].amax((1, 2, 3))[:, None]
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    report = explain_file.explain(
+        tmp_path / "a.png", Options("faint", size=8, cells="2x2", masks=40)
+    )
+    cell, coefficient, stderr, *_ = table(report)[1]
+    found = report.found
+    assert float(coefficient) == pytest.approx(found.coef[int(cell)], rel=0.01)
+    assert float(stderr) == pytest.approx(found.stderr[int(cell)], rel=0.05)
+
+
 def test_a_picture_of_one_colour_is_refused(tmp_path):
     Image.new("RGB", (300, 200), (9, 99, 199)).save(tmp_path / "a.png")
     with pytest.raises(files.FileError, match="has one colour everywhere"):

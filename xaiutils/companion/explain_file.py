@@ -83,12 +83,12 @@ def explain(path: str | Path, options: Options) -> Report:
             f"with everything hidden {blank[target]:.3f}"]  # fmt: skip
     if target != largest:
         said.append(f"(its largest: {it.output(largest)}, {values[largest]:.3f})")
-    enough = (
-        f"the top {top} are told apart from the rest (95 %)"
-        if found.converged
-        else f"the top {top} are NOT told apart from the rest: try more masks or another top"
-    )
-    lines = [it.title, *said, f"LIME, {d} cells, {len(found.masks)} masks: {enough}", ""]
+    lines = [
+        it.title,
+        *said,
+        f"LIME, {d} cells, {len(found.masks)} masks: {_verdict(found, top)}",
+        "",
+    ]
     lines += _table(report.ranking(found, top, looks=ROUNDS), it)
     title = f"{it.output(target)}: {values[target]:.2f}"
     return Report("\n".join(lines), _drawn(it, found, top, title), found)
@@ -132,14 +132,23 @@ def _fitted(it: Subject, target: int, top: int, options: Options) -> lime.Explan
             notice.cancel()
 
 
+def _verdict(found: lime.Explanation, top: int) -> str:
+    if np.isnan(found.score):
+        return "hiding cells changes nothing in the answer, no cell is above another"
+    if found.converged:
+        return f"the top {top} are told apart from the rest (95 %)"
+    return f"the top {top} are NOT told apart from the rest: try more masks or another top"
+
+
 def _table(rows, it: Subject) -> list[str]:
     said = {True: "yes", False: "no", None: "-"}
+    errors = rows["stderr"][rows["stderr"] > 0]
+    decimals = 4 if errors.empty else int(np.clip(2 - np.floor(np.log10(errors.min())), 4, 9))
     lines = [f"rank  cell  coefficient  std. error  above the next  {it.where}"]
     for rank, row in rows.iterrows():
-        lines.append(
-            f"{rank:4}  {row['cell']:4}  {row['coefficient']:11.4f}  {row['stderr']:10.4f}  "
-            f"{said[row['apart']]:14}  {it.place(it.labels == row['cell'])}"
-        )
+        numbers = f"{row['coefficient']:11.{decimals}f}  {row['stderr']:10.{decimals}f}"
+        place = it.place(it.labels == row["cell"])
+        lines.append(f"{rank:4}  {row['cell']:4}  {numbers}  {said[row['apart']]:14}  {place}")
     return lines
 
 

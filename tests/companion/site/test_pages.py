@@ -57,7 +57,7 @@ def colour(page, selector="body"):
 
 
 def test_there_are_pages():
-    assert {"index.html", "claims.html", "data.html", "search.html"} <= set(PAGES)
+    assert {"index.html", "claims.html", "data.html", "search.html", "ten_calls.html"} <= set(PAGES)
     assert NOTEBOOKS
 
 
