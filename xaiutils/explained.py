@@ -38,6 +38,8 @@ class Task:
     ----------
     x : Tensor (n, *shape)
         Where the model lives and in its dtype, but in single precision for a half one.
+    dtype : torch.dtype
+        In which the model computes.
 
     Raises
     ------
@@ -80,7 +82,7 @@ class Task:
             raise ValueError(f"log_probability must be a bool or one of {KINDS}: {log_probability}")
         weights = [*model.parameters(), *model.buffers()]
         like = next((w for w in weights if w.is_floating_point()), x)
-        self.model, self._dtype = model, like.dtype
+        self.model, self.dtype = model, like.dtype
         # Sums over many gradients need more than half precision.
         half = like.dtype in (torch.float16, torch.bfloat16)
         self.x = x.to(like.device, torch.float32 if half else like.dtype)
@@ -132,7 +134,7 @@ class Task:
 
     def outputs(self, batch) -> torch.Tensor:
         """Outputs of the model for a batch (B, *shape), which it may write to."""
-        return as_tensor(ask(self.model, batch.to(self._dtype, copy=True)))
+        return as_tensor(ask(self.model, batch.to(self.dtype, copy=True)))
 
     def explained(self, out, rows) -> torch.Tensor:
         """The scalar (B,) in outputs (B, K) for copies of inputs `rows` (B,)."""
