@@ -38,8 +38,6 @@ class Task:
     ----------
     x : Tensor (n, *shape)
         Where the model lives and in its dtype, but in single precision for a half one.
-    dtype : torch.dtype
-        In which the model computes.
 
     Raises
     ------
@@ -82,7 +80,7 @@ class Task:
             raise ValueError(f"log_probability must be a bool or one of {KINDS}: {log_probability}")
         weights = [*model.parameters(), *model.buffers()]
         like = next((w for w in weights if w.is_floating_point()), x)
-        self.model, self.dtype = model, like.dtype
+        self.model, self._dtype = model, like.dtype
         # Sums over many gradients need more than half precision.
         half = like.dtype in (torch.float16, torch.bfloat16)
         self.x = x.to(like.device, torch.float32 if half else like.dtype)
@@ -91,6 +89,11 @@ class Task:
         told = log_probability if isinstance(log_probability, str) else None
         self._classes = Classes(told, argument) if log_probability else None
         self._judged = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return self._dtype
 
     def _indices(self, name, values) -> np.ndarray:
         """One output index for each input."""
@@ -134,7 +137,7 @@ class Task:
 
     def outputs(self, batch) -> torch.Tensor:
         """Outputs of the model for a batch (B, *shape), which it may write to."""
-        return as_tensor(ask(self.model, batch.to(self.dtype, copy=True)))
+        return as_tensor(ask(self.model, batch.to(self._dtype, copy=True)))
 
     def explained(self, out, rows) -> torch.Tensor:
         """The scalar (B,) in outputs (B, K) for copies of inputs `rows` (B,)."""
