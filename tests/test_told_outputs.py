@@ -166,6 +166,7 @@ class ConvProbabilities(Conv):
         return super().forward(x).softmax(1)
 
 
+@pytest.mark.filterwarnings("ignore:integrated gradients of")  # of few steps
 @pytest.mark.parametrize("method", ATTRIBUTIONS.values(), ids=ATTRIBUTIONS)
 def test_log_probabilities_are_those_of_logits_or_of_probabilities(method):
     expected = method(Conv(), X, TARGET, log_probability=True)

@@ -90,6 +90,11 @@ class Task:
         self._classes = Classes(told, argument) if log_probability else None
         self._judged = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return self._dtype
+
     def _indices(self, name, values) -> np.ndarray:
         """One output index for each input."""
         try:
