@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import BATCH, OneByOne, X, by_torch, conv_net
+from networks import (
+    BATCH,
+    Around,
+    Attention,
+    Drifting,
+    NotCopied,
+    OneByOne,
+    Recurrent,
+    Shared,
+    TwoHeads,
+    X,
+    around,
+    by_torch,
+    conv_net,
+)
 from numpy.testing import assert_array_equal
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -15,79 +29,6 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from xaiutils import attribution, deeplift, probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
-
-
-class Around(nn.Module):
-    """`function(network, x)`."""
-
-    def __init__(self, function, network=None):
-        super().__init__()
-        self.function, self.network = function, conv_net() if network is None else network
-
-    def forward(self, x):
-        return self.function(self.network, x)
-
-
-def around(function, network=None):
-    return Around(function, network).eval()
-
-
-class Recurrent(nn.Module):
-    """Reads the rows of an image; `over_batch`, it takes the images for the rows."""
-
-    def __init__(self, dropout=0.0, over_batch=False):
-        super().__init__()
-        self.read = nn.LSTM(24, 6, 2, dropout=dropout, batch_first=not over_batch)
-
-    def forward(self, x):
-        return self.read(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1]
-
-
-class Attention(nn.Module):
-    def __init__(self, dropout):
-        super().__init__()
-        self.attend = nn.MultiheadAttention(8, 2, dropout=dropout, batch_first=True)
-
-    def forward(self, x):
-        z = x.flatten(1, 2)
-        return self.attend(z, z, z, need_weights=False)[0].mean(1)
-
-
-class TwoHeads(nn.Module):
-    """Has a second output in training mode."""
-
-    def forward(self, x):
-        return (x.flatten(1), x.mean()) if self.training else x.flatten(1)
-
-
-class Drifting(nn.Module):
-    """Subtracts a mean that follows what it is asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = conv_net()
-        self.register_buffer("mean", torch.zeros(()))
-
-    def forward(self, x):
-        self.mean.lerp_(x.mean(), 0.01)
-        return self.network(x - self.mean)
-
-
-class NotCopied(nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def __deepcopy__(self, memo):
-        raise TypeError("holds a file")
-
-    def forward(self, x):
-        return self.network(x)
-
-
-class Shared(NotCopied):
-    def __deepcopy__(self, memo):
-        return self
 
 
 def norm_net(**options):
@@ -142,6 +83,7 @@ RANDOM = {
     "functional dropout": lambda: around(lambda network, x: network(F.dropout(x))),
     "a rare one": lambda: around(lambda network, x: F.dropout(network(x), 0.01)),
     "traced dropout": traced_in_training,
+    "far from zero": lambda: around(lambda network, x: 1e3 + 0.01 * network(F.dropout(x))),
     "numpy": lambda: around(lambda network, x: network(x) * np.random.default_rng().random()),
     "numpy's own": lambda: around(lambda network, x: network(x) * np.random.random()),  # noqa: NPY002
     "Python": lambda: around(lambda network, x: network(x) * random.random()),

@@ -57,10 +57,11 @@ def test_float64_module_computes_in_double_precision(caplog):
     assert_array_equal(found, by_torch(model, BATCH.double()))
 
 
-def test_bfloat16_module_gets_and_gives_float32():
+def test_bfloat16_module_gets_and_gives_float32(caplog):
     model = conv_net().bfloat16()
     forward = runtime.forward(model, X)
     assert forward.backend == "torch" and forward.cast(X.astype(float)).dtype == np.float32
+    assert not caplog.records
     expected = by_torch(conv_net())
     for found in (forward(BATCH), runtime.logits(model, BATCH)):
         assert found.dtype == np.float32

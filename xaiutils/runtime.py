@@ -287,9 +287,10 @@ def _prepare(model, get, x, device, dtype, seen: probe.Probe) -> _Prepared:
 
     plain = Forward(with_torch, "torch", device, _numpy_dtype(dtype), fastest)
     example = plain.cast(x)
+    float32 = example.dtype == np.float32 and dtype in (None, torch.float32)
     if seen.single is not None:
         log.warning("model takes one input at a time (%s): using torch", seen.single)
-    elif device.type == "cpu" and example.dtype == np.float32:
+    elif device.type == "cpu" and float32:
         try:
             return _onnx(model, get(), example, plain, seen)
         except Exception as error:  # any model must work; only the speed is lost
@@ -298,13 +299,13 @@ def _prepare(model, get, x, device, dtype, seen: probe.Probe) -> _Prepared:
             log.warning("ONNX Runtime cannot run this model (%s): using torch", one_line(error))
     noise = answer = None
     if get() is not model:
-        noise = _noise(example).to(*probe.home(model))
+        noise = _noise(example, model)
         answer = probe.ask(model, noise)
     return _Prepared(plain, seen, noise, answer)
 
 
 def _onnx(model, module, x: np.ndarray, plain: Forward, seen: probe.Probe) -> _Prepared:
-    noise = _noise(x).to(probe.home(model)[0])
+    noise = _noise(x, model)
     answer = probe.ask(model, noise)
     call, note = onnx_export.load(module, x, plain, answer, threads(), seen.alone)
 
@@ -315,11 +316,14 @@ def _onnx(model, module, x: np.ndarray, plain: Forward, seen: probe.Probe) -> _P
     return _Prepared(fast, seen, noise, answer)
 
 
-def _noise(x: np.ndarray) -> torch.Tensor:
+def _noise(x: np.ndarray, model) -> torch.Tensor:
     """A batch of one input, the same for all inputs of this shape; integers are as in `x`."""
+    place, dtype = probe.home(model)
     if np.issubdtype(x.dtype, np.floating):
-        x = np.random.default_rng(0).random(x.shape).astype(x.dtype)
-    return torch.from_numpy(x[None].copy())
+        return torch.from_numpy(np.random.default_rng(0).random((1, *x.shape))).to(
+            place, dtype or torch.from_numpy(x).dtype
+        )
+    return torch.from_numpy(x[None].copy()).to(place)
 
 
 def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype | None:
