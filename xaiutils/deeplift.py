@@ -272,7 +272,9 @@ def _check(parts, from_baseline, pairs: _Pairs) -> None:
     parts, from_baseline = parts.flatten(1), from_baseline.flatten(1)
     found, wanted = parts.sum(1), pairs.scalars[0] - pairs.scalars[1]
     # Where convolutions of a GPU round to 10 bits; on the CPU 1e-6 was the most that was seen.
-    rounding = max(1e-5 if parts.device.type == "cpu" else 5e-3, 8 * torch.finfo(parts.dtype).eps)
+    rounding = max(
+        1e-5 if parts.device.type == "cpu" else 5e-3, 8 * torch.finfo(pairs.task.dtype).eps
+    )
     size = parts.abs().sum(1)
     excess = (found - wanted).abs() - rounding * (size + pairs.size)
     worst = int(excess.argmax())
