@@ -83,6 +83,7 @@ figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
 
 test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 	$(PYTHON) -m pytest
+	rm -rf $(PREPARED)
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
 

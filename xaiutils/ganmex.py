@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from xaiutils import probe
+from xaiutils import runtime
 from xaiutils.classifiers import trained
 from xaiutils.data import assets
 from xaiutils.gan_networks import Critic, Generator
@@ -170,8 +170,7 @@ class Training:
     def __init__(
         self, model: nn.Module, images: Tensor, labels: Tensor, settings: Settings, seed: int
     ) -> None:
-        if not settings.own_head:
-            probe.check(model, images[0])
+        runtime.check_mode(model)
         channels, size = images.shape[1], images.shape[-1]
         classes = int(labels.max()) + 1
         self.model, self.images, self.labels = model, images, labels
@@ -299,7 +298,7 @@ def train(
     Raises
     ------
     ValueError
-        Images, labels or classes do not fit, or an image has no single answer, see `probe.check`.
+        Images, labels or classes do not fit, or the model is in training mode.
     xaiutils.classifiers.trained.TrainedError
         The checkpoint is damaged or another training's.
     """

@@ -33,7 +33,7 @@ REPEATS = 32  # of the same question to a network that draws random numbers
 EXACT, STRICT, LOOSE = 5e-7, 1e-5, 1e-2
 
 # Layers whose training mode makes outputs random or dependent on the batch, seen here or not.
-_MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
 _SCALARS = (bool, int, float, complex, str, type(None))
 _OF_EACH_MODULE = {*vars(torch.nn.Module())}
 
@@ -82,7 +82,7 @@ def check(model: torch.nn.Module, x, batch_size: int | None = None) -> Probe:
         other inputs of a batch change it.
     """
     for part in model.modules():
-        if isinstance(part, _MOODY) and part.training and getattr(part, "p", 1) > 0:
+        if isinstance(part, MOODY) and part.training and getattr(part, "p", 1) > 0:
             _refuse_training()
     x = torch.from_numpy(np.array(x)) if not isinstance(x, torch.Tensor) else x.detach().cpu()
     dtype = home(model)[1]

@@ -184,6 +184,15 @@ def predicted(model: torch.nn.Module, images) -> np.ndarray:
     return winners(logits(model, images))
 
 
+def check_mode(model: torch.nn.Module) -> None:
+    """Raise ValueError if dropout or batch norm of `model` is in training mode.
+
+    For a model that is about to be asked; `probe.check` tells more, but asks it.
+    """
+    if any(part.training and isinstance(part, probe.MOODY) for part in model.modules()):
+        raise ValueError("model is in training mode; call model.eval() before explaining it")
+
+
 def forward(model, x: np.ndarray, device: str = "auto", batch_size: int | None = None) -> Forward:
     """The fastest way to run `model` on batches of inputs like `x`.
 

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from xaiutils import attack, intervals, lime, limit, runtime
 from xaiutils.classifiers import singing
 from xaiutils.data import datasets
-from xaiutils.studies.audio import beyond, drawn
+from xaiutils.studies.audio import beyond, detection, drawn
 from xaiutils.studies.audio import experiments as study
 
 SING, MUTE = "waveform, to singing", "waveform, to no singing"
@@ -912,7 +912,7 @@ def test_known_cells_change_only_these(detector, excerpts):
 
 def test_known_cells_of_the_waveform(detector, excerpts, monkeypatch):
     results, cells = [], []
-    attacker, leakage = attack.signed_gradient, attack.leakage
+    attacker, leakage = attack.signed_gradient, detection.leakage
 
     def keep(*arguments, **options):
         results.append(attacker(*arguments, **options))
@@ -924,7 +924,7 @@ def test_known_cells_of_the_waveform(detector, excerpts, monkeypatch):
         return leakage(detector, x, delta, allowed)
 
     monkeypatch.setattr(attack, "signed_gradient", keep)
-    monkeypatch.setattr(attack, "leakage", look)
+    monkeypatch.setattr(detection, "leakage", look)
     frame = beyond.known_cells_waveform(detector, excerpts, k=5, n=1, seed=0)
     assert frame["condition"].tolist() == ["to singing", "to no singing"]
     for row, result, chosen in zip(frame.itertuples(), results, cells, strict=True):
