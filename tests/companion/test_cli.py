@@ -1,6 +1,7 @@
 """The command `xaiutils`: help, dispatch, close matches, exit codes, and where pictures go."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -108,13 +109,17 @@ def test_arguments_go_on_to_the_command_and_its_code_comes_back(monkeypatch):
     assert got == ["mnist", "--help"]
 
 
-def test_an_interrupt_is_one_line_and_130(monkeypatch, capsys):
-    def command(_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_one_line_and_its_exit_code(sent, monkeypatch, capsys):
+    def stopped(arguments):
+        signal.raise_signal(signal.Signals[sent])
+        raise AssertionError("went on")
 
-    monkeypatch.setitem(cli.COMMANDS, "run", ("", command))
-    assert cli.main(["run"]) == 130
-    assert capsys.readouterr().err == "\nstopped\n"
+    monkeypatch.setitem(cli.COMMANDS, "run", ("", stopped))
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # also under nohup
+    assert cli.main(["run"]) == 128 + signal.Signals[sent]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"stopped by {sent}")
 
 
 def test_fetch_is_that_of_the_assets(capsys):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-STOPPED = 130  # exit code after Ctrl-C
+from xaiutils.companion import stopping
+
 _MAKER = "xaiutils explain"  # noted in each picture, so that it can be made again
 
 _USAGE = """\
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         What the sub-command returns: 0, 1 if it failed, 2 for what is not allowed; 130 after
-        Ctrl-C.
+        Ctrl-C, 143 after SIGTERM.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help", ""):
@@ -132,11 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {_unknown(name)}", file=sys.stderr)
         return 2
-    try:
-        return COMMANDS[name][1](arguments)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return STOPPED
+    return stopping.exit_code(COMMANDS[name][1], arguments)
 
 
 def version() -> str:
