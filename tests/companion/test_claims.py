@@ -7,7 +7,7 @@ import pytest
 from conftest import CLAIM
 
 from xaiutils import intervals
-from xaiutils.companion import claims, provenance
+from xaiutils.companion import claims, ledger, provenance
 from xaiutils.companion.notebooks import ProjectError
 
 OTHER = (
@@ -133,7 +133,7 @@ def test_an_undefined_interval_of_one_unit_is_recorded_and_inconclusive(project)
     expected = {"value": 0.7, "low": None, "high": None, "n": 1, "unit": "dB"}
     assert records(project)["claims"]["rises"] == {"verdict": "inconclusive", **expected}
     assert "| 0.7 dB [undefined] | 1 | **inconclusive** |" in claims.table().data
-    text = claims.summary(project)
+    text = ledger.summary(project)
     assert "| inconclusive | 2 |" in text and "0.7 dB [undefined]<br>" in text
 
 

@@ -45,6 +45,7 @@ def test_the_parameters_are_like_those_of_the_notebooks(cells):
 def test_it_runs_to_its_end_and_says_what_the_text_says(cells, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
+    plt.close("all")  # of other tests
     with plt.rc_context():
         for cell in cells:
             if cell.cell_type == "code":
