@@ -133,6 +133,18 @@ def test_stale_names_each_hash_that_changed(project, write_results, capsys, monk
     assert "package (" not in shown
 
 
+def test_names_of_what_is_to_be_run_again(project, write_results, capsys):
+    def names():
+        assert main("stale", "--names", project=project) == 0
+        return capsys.readouterr().out.split()
+
+    assert "tiny" in names()  # no results yet
+    path = write_results(project, claims={})
+    assert "tiny" not in names()
+    path.write_text(path.read_text().replace("default", "faulted"))
+    assert "tiny" in names()
+
+
 def test_stale_looks_at_assets(project, write_results, capsys, monkeypatch):
     hashes = {**notebook_hashes(project), "assets": {"a.png": "1" * 64, "b.png": "2" * 64}}
     write_results(project, claims={"rises": RISES}, hashes=hashes)

@@ -200,6 +200,19 @@ def stale(project):
     return "".join(lines)
 
 
+def outdated(project):
+    """Names of the notebooks to be run again: results that are missing, older, or not readable."""
+    names = []
+    for name in project.names():
+        try:
+            current = results.of_notebook(project, name) and not changes(project, name)
+        except ProjectError:
+            current = False
+        if not current:
+            names.append(name)
+    return names
+
+
 def generate(name, text_of, project=None):
     """Write a text file of the project, of this name.
 
@@ -252,12 +265,17 @@ def _parser():
         "why lime-ig-large-nets",
     )
     one.add_argument("id", metavar="ID", help="claim, as figures/CLAIMS.md lists it")
-    command(
+    one = command(
         "stale",
         "notebooks whose results are older than their code. One line each, with the hashes that "
         "changed; make figures reruns these notebooks. Exit code 1 if there is one, 0 if there is "
         "none.",
         "stale",
+    )
+    one.add_argument(
+        "--names",
+        action="store_true",
+        help="only the names, those whose results cannot be read among them; exit code 0",
     )
     one = command(
         "numbers",
@@ -282,6 +300,9 @@ def main(argv=None, project=None):
     try:
         if args.command == "why":
             print(why(project, args.id))
+            return 0
+        if args.command == "stale" and args.names:
+            print(*outdated(project))
             return 0
         if args.command == "stale":
             text = stale(project)
