@@ -170,6 +170,8 @@ def test_convolutions_are_not_asked_twice():
     x, calls = photographs(), []
     net = with_head(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), x=x)
     net.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    gradcam(net, net[0], x, [0, 1, 2])  # the network is probed once
+    calls.clear()
     gradcam(net, net[0], x, [0, 1, 2])
     assert calls == [3]
     gradcam(net, net[1], x, [0, 1, 2])  # could be (8, 8) with 8 channels last
