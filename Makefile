@@ -46,15 +46,18 @@ endif
 
 EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
+VERIFIED := $(NOTEBOOKS:%=verify-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
   $(filter-out xaiutils/claims.py xaiutils/companion/site/% \
   $(addprefix xaiutils/companion/,ledger.py numbers_in_prose.py readme.py),\
   $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/*))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
+# Files side by side, one thread each: more workers than four would not fit in 16 GB.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock \
-  findings site test-site $(UPDATES)
+  findings site test-site $(UPDATES) $(VERIFIED)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,20 +85,23 @@ figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
 	$(PYTHON) -m xaiutils.companion.readme
 
 test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
-	$(PYTHON) -m pytest
+	$(SIDE_BY_SIDE)
 	rm -rf $(PREPARED)
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
-	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=300 $(PREPARED)/*.ipynb
+	$(SIDE_BY_SIDE) $(NBVAL) --nbval-cell-timeout=300 $(ALL:%=$(PREPARED)/%.ipynb)
 
-verify: | $(STAMP) ## rerun the committed notebooks, compare their check cells (26 min)
-	$(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=900 $(NOTEBOOKS:%=notebooks/%.ipynb)
+verify: $(VERIFIED) ## rerun the committed notebooks, compare their check cells (26 min; -j2)
+
+$(VERIFIED): verify-%: | $(STAMP)
+	$(if $(JOBS),$(THREADS)) $(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=1800 \
+	  notebooks/$*.ipynb
 
 notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
 	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.companion.readme
 
 $(UPDATES): update-%: | $(STAMP)
-	$(PYTHON) -m xaiutils.run --update $*
+	$(if $(JOBS),$(THREADS)) $(PYTHON) -m xaiutils.run --update $*
 
 lab: | $(STAMP) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab notebooks

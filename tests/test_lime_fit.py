@@ -5,7 +5,7 @@ import oracles
 import pytest
 from numpy.testing import assert_allclose
 
-from xaiutils import designs, lime
+from xaiutils import designs, lime, regression
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,18 @@ def test_fewer_masks_than_components_give_the_same_ridge_regression(n, d, ridge)
         residual = outputs - expected[0] - masks @ expected[1:]
         spread = outputs - weights @ outputs / weights.sum()
         assert_allclose(score, 1 - weights @ residual**2 / (weights @ spread**2), atol=1e-8)
+
+
+def test_the_covariance_is_computed_when_it_is_asked_for(monkeypatch):
+    rng = np.random.default_rng(0)
+    masks = rng.random((40, 6)) < 0.5
+    found = lime.fit(masks, np.ones(40), rng.normal(size=(40, 2)))
+    monkeypatch.setattr(regression, "cho_solve", None)
+    assert np.isfinite(found.coef).all()
+    with pytest.raises(TypeError):
+        _ = found.covariance
+    monkeypatch.undo()
+    assert found.covariance is found.covariance is tuple(found)[3]
 
 
 def test_a_square_system_is_interpolated_without_a_ridge():
@@ -58,13 +70,13 @@ def test_without_a_ridge_exactly_the_designs_of_full_rank_are_fitted():
         full = np.linalg.matrix_rank(rows) == rows.shape[1]
         outputs = np.random.default_rng(5).normal(size=(len(masks), 1))
         try:
-            coef = lime.fit(masks, weights, outputs, 0.0)[1]
+            coef = lime.fit(masks, weights, outputs, 0.0).coef
             assert full
             expected = oracles.ridge_lstsq(masks, weights, outputs, 0.0)[1:]
             assert_allclose(coef, expected.T, atol=1e-6)
         except ValueError as error:
             assert not full and "do not determine" in str(error)
-        assert np.isfinite(lime.fit(masks, weights, outputs, 1e-3)[1]).all()
+        assert np.isfinite(lime.fit(masks, weights, outputs, 1e-3).coef).all()
         verdicts.append(full)
     assert 20 < sum(verdicts) < len(verdicts) - 20
 

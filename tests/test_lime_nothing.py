@@ -61,7 +61,7 @@ def test_rounding_is_that_of_the_precision_of_the_outputs(spread, constant):
     masks = np.random.default_rng(1).random((200, 5)) < 0.5
     outputs = 1 + spread * masks[:, [2]]
     weights = lime.kernel(masks)
-    assert np.isnan(lime.fit(masks, weights, outputs.astype(np.float32))[2][0]) == constant
+    assert np.isnan(lime.fit(masks, weights, outputs.astype(np.float32)).score[0]) == constant
     _, coef, score, _ = lime.fit(masks, weights, outputs, ridge=0.0)
     assert score[0] == pytest.approx(1, abs=1e-6)
     assert_allclose(coef[0], spread * np.eye(5)[2], atol=1e-12)
@@ -214,9 +214,9 @@ def test_copies_of_few_masks_are_few_masks():
     rng = np.random.default_rng(2)
     few = np.vstack([rng.random((7, 6)) < 0.5] * 20)
     outputs = few @ rng.normal(size=(6, 1)) + (few[:, [0]] & few[:, [1]])
-    assert np.isnan(lime.fit(few, np.ones(140), outputs)[3]).all()
+    assert np.isnan(lime.fit(few, np.ones(140), outputs).covariance).all()
     every = np.vstack([oracles.cube(2)] * 10)  # all there are: more cannot be known
-    assert np.isfinite(lime.fit(every, np.ones(40), every @ [[1.0], [2.0]])[3]).all()
+    assert np.isfinite(lime.fit(every, np.ones(40), every @ [[1.0], [2.0]]).covariance).all()
 
 
 # --- ties -----------------------------------------------------------------------------------------

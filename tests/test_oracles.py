@@ -14,6 +14,7 @@ from xaiutils import attribution, lime
 
 WITHOUT = {  # functions that need no definition of their own, and why
     "attack.cached": "what signed_gradient returns, kept in a file: see test_attack",
+    "regression.check_determined": "refuses what cannot be fitted, see test_lime_fit",
     "perturb.Components": "holds labels; what it makes of them is registered by its methods",
 }
 CASES = [(oracle, case) for oracle in ORACLES for case in range(len(oracle.options))]
@@ -49,7 +50,7 @@ def test_what_is_asked_for_is_what_is_public():
     names = {name_of(value) for value in public(attribution)}
     assert {"attribution.gradient", "deeplift.deeplift"} <= names  # own and passed on
     assert "explained.generator" not in names and "attribution.SmoothGrad" not in names
-    assert "lime.fit" in {name_of(value) for value in public(lime)}  # decorated
+    assert "regression.fit" in {name_of(value) for value in public(lime)}  # decorated
 
 
 @pytest.fixture

@@ -52,6 +52,37 @@ def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, owner]
 
 
+def percentiles(drawn, units: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the percentile interval of a statistic that was computed in bootstrap samples.
+
+    Parameters
+    ----------
+    drawn : (draws,) array
+        NaN where a sample says nothing; those are left out.
+    units : int
+        How many units the samples were drawn from.
+
+    Returns
+    -------
+    (low, high)
+        NaN if there are fewer than two units, or no sample says anything.
+
+    Examples
+    --------
+    >>> from xaiutils import intervals
+    >>> low, high = intervals.percentiles(range(101), units=8, level=0.8)
+    >>> round(low), round(high)
+    (10, 90)
+    """
+    drawn = np.asarray(drawn, float)
+    drawn = drawn[~np.isnan(drawn)]
+    if units < 2 or not drawn.size:
+        return np.nan, np.nan
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """Mean over rows with a percentile bootstrap interval over units.
 
@@ -195,7 +226,7 @@ def two_samples(
         resamples(len(part), seed=s) @ part / len(part)
         for part, s in zip(parts, seeds, strict=True)
     ]
-    low, high = np.percentile(statistic(np.concatenate(draws, axis=1)), [2.5, 97.5])
+    low, high = percentiles(statistic(np.concatenate(draws, axis=1)), units=2)
     n = len(parts[0]) if paired else sum(map(len, parts))
     return Estimate(value, min(low, value), max(high, value), n)
 

@@ -15,15 +15,12 @@ from typing import ClassVar
 import numpy as np
 from scipy.stats import norm
 
-from xaiutils import designs, limit
+from xaiutils import designs, limit, regression
 from xaiutils.data.images import as_numpy
 from xaiutils.perturb import Components, Filler, evaluate, fill
-from xaiutils.runtime import one_blas_thread
+from xaiutils.regression import EPS
+from xaiutils.regression import fit as fit
 from xaiutils.storage import Storable
-
-EPS = np.finfo(np.float64).eps
-MAX_CONDITION = 1e14  # of the equations of a fit: beyond, the masks do not determine it
-ROUNDING = 16  # relative spread, in machine epsilons, at which outputs still count as constant
 
 
 @dataclass(frozen=True)
@@ -267,7 +264,7 @@ def explain(
         generator = np.random.default_rng(seed)
     # What cannot succeed should not cost a call of the model.
     _check_width(kernel_width)
-    _check_determined(looks * n_samples, d, ridge)
+    regression.check_determined(looks * n_samples, d, ridge)
     unchanged = _unchanged(x, components, filler)
     if unchanged is not None and unchanged.all():
         raise ValueError(
@@ -296,18 +293,17 @@ def explain(
         weights = kernel(masks, kernel_width)
         try:
             fitted = fit(masks, weights, outputs, ridge, group=group)
-        except _Undetermined:
+        except regression.Undetermined:
             if not left:
                 raise
             continue
-        converged = None if stop is None else stop.met(fitted[1], fitted[3], looks)
+        converged = None if stop is None else stop.met(fitted.coef, fitted.covariance, looks)
         if converged:
             break
         enough = 1.001 * len(masks) // group
-    intercept, coef, score, covariance = fitted
     pick = 0 if single else slice(None)
     return Explanation(
-        intercept[pick], coef[pick], score[pick], covariance[pick],
+        fitted.intercept[pick], fitted.coef[pick], fitted.score[pick], fitted.covariance[pick],
         masks, weights, outputs[:, pick].astype(np.float64), converged, unchanged,
     )  # fmt: skip
 
@@ -316,152 +312,6 @@ def kernel(masks, width: float = 0.25) -> np.ndarray:
     """Weight of each mask (n, d), in [0, 1]: `limit.psi` of its share of hidden components."""
     _check_width(width)
     return limit.psi(1 - np.asarray(masks, bool).mean(axis=1), width)
-
-
-@one_blas_thread
-def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1):
-    """Weighted ridge regression of outputs on masks, with sandwich covariance.
-
-    Parameters
-    ----------
-    masks : (n, d)
-    weights : (n,)
-        Not negative.
-    outputs : (n, T)
-        Finite. Outputs that differ by rounding alone, in the precision of their dtype, count as
-        constant.
-    ridge : float
-    group : int
-        Consecutive rows that depend on each other (2 for antithetic pairs).
-
-    Returns
-    -------
-    intercept (T,), coef (T, d), score (T,), covariance (T, d + 1, d + 1)
-        cov = G^-1 M G^-1 with G the penalised Gram matrix and M the outer products of
-        weight x residual x row, summed within groups; times n / (n - d - 1), without which
-        a fit with few masks per component looks too sure. It is NaN where the residuals say
-        nothing: unless there are more groups than d + 1 and more distinct masks (or all 2^d), and
-        for a constant output, whose coefficients are exactly 0 and whose score is NaN.
-
-    Raises
-    ------
-    ValueError
-        If `ridge` is negative, shapes do not fit, weights or outputs are not as above, or the fit
-        is not determined (too few masks without a ridge).
-    """
-    masks, weights = np.asarray(masks, np.float64), np.asarray(weights, np.float64)
-    outputs, noise = _outputs(outputs, masks, weights)
-    (n, d), targets = masks.shape, outputs.shape[1]
-    _check_determined(n, d, ridge)
-    # Rows of smaller weight are lost in the rounding of sums over all rows.
-    heard = weights > EPS * weights.max()
-    size = np.abs(outputs[heard]).max(axis=0)
-    constant = np.ptp(outputs[heard], axis=0) <= noise * size
-    covariance = np.full((targets, d + 1, d + 1), np.nan)
-    if n <= d:
-        beta = _dual(masks, weights, outputs, ridge)
-        residual = outputs - beta[0] - masks @ beta[1:]
-    else:
-        rows = np.hstack([np.ones((n, 1)), masks])
-        weighted = rows * weights[:, None]
-        gram = weighted.T @ rows
-        gram[np.arange(1, d + 1), np.arange(1, d + 1)] += ridge
-        inverse, condition = _inverse(gram, n, d, ridge)
-        beta = np.linalg.solve(gram, weighted.T @ outputs)  # (d + 1, T)
-        residual = outputs - rows @ beta
-        starts = np.arange(0, n, group)
-        if len(starts) > d + 1 and _enough(masks, heard):
-            half = weighted @ inverse
-            rounding = EPS * condition * np.abs(beta).max(axis=0)
-            for target in np.flatnonzero(~constant):
-                moved = np.add.reduceat(half * residual[:, target, None], starts, axis=0)
-                covariance[target] = moved.T @ moved * (n / (n - d - 1))
-                # Without noise the residuals are 0, but the solution still has its rounding.
-                covariance[target][np.diag_indices(d + 1)] += rounding[target] ** 2
-    mean = weights @ outputs / weights.sum()
-    total = weights @ np.square(outputs - mean)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        score = np.where(total > 0, 1 - weights @ np.square(residual) / total, np.nan)
-    beta[0, constant], beta[1:, constant], score[constant] = mean[constant], 0, np.nan
-    return beta[0], beta[1:].T, score, covariance
-
-
-def _outputs(outputs, masks, weights):
-    """Outputs as float64, and the relative size of the rounding they came with."""
-    outputs = np.asarray(outputs)
-    n = len(masks)
-    if masks.ndim != 2 or outputs.ndim != 2 or {len(weights), len(outputs)} != {n} or not n:
-        raise ValueError(
-            "masks (n, d), weights (n,) and outputs (n, T) must have n > 0 rows, got shapes "
-            f"{masks.shape}, {weights.shape} and {outputs.shape}"
-        )
-    if not np.isfinite(outputs).all():
-        lost = (~np.isfinite(outputs)).any(axis=1).sum()
-        raise ValueError(f"outputs must be finite, got NaN or infinity for {lost} of {n} masks")
-    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0):
-        raise ValueError(
-            f"weights must be finite, not negative and not all 0, got {weights.min()} to "
-            f"{weights.max()}: kernel_width may be too small"
-        )
-    noise = 0.0
-    if np.issubdtype(outputs.dtype, np.floating):  # few levels of half precision may be a signal
-        noise = ROUNDING * float(np.finfo(np.promote_types(outputs.dtype, np.float32)).eps)
-    return outputs.astype(np.float64, copy=False), noise
-
-
-def _dual(masks, weights, outputs, ridge):
-    """Intercept and coefficients (d + 1, T) by a system of n equations instead of d + 1."""
-    total = weights.sum()
-    centre, mean = weights @ masks / total, weights @ outputs / total
-    root = np.sqrt(weights)[:, None]
-    rows = root * (masks - centre)
-    kernel = rows @ rows.T
-    # Centred rows depend on each other: the smallest eigenvalue is exactly the ridge.
-    if np.linalg.norm(kernel, 1) > MAX_CONDITION * ridge:
-        raise _undetermined(*masks.shape, ridge)
-    kernel[np.diag_indices(len(kernel))] += ridge
-    coef = rows.T @ np.linalg.solve(kernel, root * (outputs - mean))
-    return np.vstack([mean - centre @ coef, coef])
-
-
-def _inverse(gram, n, d, ridge):
-    """Inverse of the Gram matrix, and its condition number in the 1-norm."""
-    try:
-        inverse = np.linalg.inv(gram)
-    except np.linalg.LinAlgError:
-        raise _undetermined(n, d, ridge) from None
-    condition = np.linalg.norm(gram, 1) * np.linalg.norm(inverse, 1)
-    if not condition <= MAX_CONDITION:
-        raise _undetermined(n, d, ridge)
-    return inverse, condition
-
-
-class _Undetermined(ValueError):
-    """More masks may help."""
-
-
-def _check_determined(n, d, ridge):
-    if not 0 <= ridge < np.inf:
-        raise ValueError(f"ridge must be finite and not negative, got {ridge!r}")
-    if n <= d and not ridge:
-        raise _undetermined(n, d, ridge)
-
-
-def _undetermined(n, d, ridge):
-    return _Undetermined(
-        f"{n} masks do not determine {d} coefficients with ridge={ridge}: "
-        "raise n_samples, ridge or kernel_width"
-    )
-
-
-def _enough(masks, heard) -> bool:
-    """Whether the rows that count are of more kinds than there are unknowns, or of all kinds."""
-    d, seen = masks.shape[1], set()
-    for i in np.flatnonzero(heard):
-        seen.add(masks[i].tobytes())
-        if len(seen) > d + 1 or len(seen) == 2**d:
-            return True
-    return False
 
 
 def top_k(coef, k: int) -> set[int]:

@@ -10,10 +10,10 @@ from xaiutils import lime, runtime
 pytestmark = pytest.mark.benchmark
 
 
-# More masks than unknowns also pay for the covariance of all coefficients, which scikit-learn
-# does not give: three products of the size of the ridge's one.
-@pytest.mark.parametrize(("n", "d", "at_most"), [(1000, 2000, 1.2), (4000, 2000, 7)])
-def test_fit_of_a_large_photograph(bench, n, d, at_most):
+# Coefficients beside coefficients: the covariance, which scikit-learn does not give, is computed
+# when it is asked for.
+@pytest.mark.parametrize(("n", "d"), [(1000, 2000), (4000, 2000)])
+def test_fit_of_a_large_photograph(bench, n, d):
     rng = np.random.default_rng(0)
     masks = rng.random((n, d)) < 0.5
     weights = lime.kernel(masks)
@@ -21,7 +21,7 @@ def test_fit_of_a_large_photograph(bench, n, d, at_most):
     found = {}
 
     def ours():
-        found["ours"] = lime.fit(masks, weights, outputs[:, None])[1][0]
+        found["ours"] = lime.fit(masks, weights, outputs[:, None]).coef[0]
 
     @runtime.one_blas_thread
     def ridge():
@@ -39,5 +39,5 @@ def test_fit_of_a_large_photograph(bench, n, d, at_most):
         f"fit of {n:,} masks of {d:,} / scikit-learn's ridge",
         fastest["ours"] / fastest["ridge"],
         "x",
-        at_most=at_most,
+        at_most=1.0,
     )

@@ -29,7 +29,12 @@ def kernel(masks, width=0.25):
     return weights_of(masks, width)
 
 
-@oracle_of(lime.fit, random_fit, [{"ridge": 0.0}, {}, {"ridge": 7.0}, {"ridge": 0.5, "group": 2}])
+@oracle_of(
+    lime.fit,
+    random_fit,
+    [{"ridge": 0.0}, {}, {"ridge": 7.0}, {"ridge": 0.5, "group": 2}],
+    call=lambda **given: tuple(lime.fit(**given)),
+)
 def fit(masks, weights, outputs, ridge=1.0, *, group=1):
     n, d = masks.shape
     rows = np.array([[1.0, *row] for row in masks])

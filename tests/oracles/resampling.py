@@ -54,6 +54,23 @@ def rows_of(count, draws, seed, units=None):
 
 
 @oracle_of(
+    intervals.percentiles,
+    lambda rng: {"drawn": np.append(rng.normal(size=40), np.nan), "units": 3},
+    [{}, {"level": 0.5}, {"units": 1}, {"drawn": [np.nan]}],
+)
+def percentiles(drawn, units, *, level=0.95):
+    """Between the two nearest values, in proportion."""
+    values = sorted(value for value in drawn if value == value)
+    if units == 1 or not values:
+        return np.nan, np.nan
+    places = [share * (len(values) - 1) for share in ((1 - level) / 2, (1 + level) / 2)]
+    return tuple(
+        values[int(p)] + (p - int(p)) * (values[min(int(p) + 1, len(values) - 1)] - values[int(p)])
+        for p in places
+    )
+
+
+@oracle_of(
     intervals.mean,
     lambda rng: {"values": rng.normal(size=(7, 2)), "draws": 200, "seed": 5},
     [{}, {"units": UNITS, "level": 0.8}],

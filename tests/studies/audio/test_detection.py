@@ -125,6 +125,9 @@ def test_quality_counts_frames_by_hand():
     assert {rate.n for rate in found.values()} == {2}
     flat = detection.quality(p.ravel(), y.ravel(), torch.tensor([5, 5, 5, 9, 9, 9]))
     assert flat == found
+    alone = detection.quality(p, y, torch.tensor([5, 5]))
+    assert all(np.isnan(rate.low) and np.isnan(rate.high) for rate in alone.values())
+    assert [rate.value for rate in alone.values()] == [rate.value for rate in found.values()]
 
 
 def test_intervals_are_those_of_all_resamples_of_tracks():

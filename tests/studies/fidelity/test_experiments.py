@@ -36,6 +36,15 @@ def setting():
     return model, x, y, scores, curves
 
 
+def test_one_image_says_nothing_of_others(setting):
+    model, x, y, scores, _ = setting
+    maps_of_one = {name: values[5:6] for name, values in scores.items()}
+    one = fidelity.curves(model, x[5:6], y[5:6], maps_of_one, filler=0.0, steps=8)
+    found = [study.relative_area(one["good"]), study.paired_widths(one["good"])]
+    found.append(study.filler_spread({"black": one, "white": one})[2])
+    assert all(np.isnan(e.low) and np.isnan(e.high) and e.n == 1 for e in found)
+
+
 def test_thinned_curves_are_those_of_fewer_steps(setting):
     model, x, y, scores, curves = setting
     thin = study.thinned(curves, 2)

@@ -63,6 +63,8 @@ def test_ratio_to_random_is_paired_over_images():
         }
     )
     assert study.ratio_to_random(frame, "A / B", 5, seed=0) == pytest.approx((2, 2, 2, 3))
+    one = study.ratio_to_random(frame[frame["image"] == 1], "A / B", 5, seed=0)
+    assert one == pytest.approx((2, np.nan, np.nan, 1), nan_ok=True)
 
 
 def test_ratio_to_random_is_that_of_spelled_out_resamples():
@@ -119,6 +121,7 @@ def test_slope_is_that_of_spelled_out_resamples_of_repeats():
 def test_convergence_has_slope_minus_one_half():
     f = limit.lookup(np.random.default_rng(0).random(2**6))
     frame = study.convergence(f, 6, [256, 1024, 4096], repeats=100, seed=1)
+    assert np.isnan(study.slope(frame[frame["repeat"] == 0], seed=0)[1:]).all()
     value, low, high = study.slope(frame, seed=0)
     assert low < value < high
     assert value == pytest.approx(-0.5, abs=0.06)

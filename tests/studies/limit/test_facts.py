@@ -107,6 +107,11 @@ def test_more_models_narrow_the_interval():
 # --- values known from elsewhere ------------------------------------------------------------------
 
 
+def test_one_run_says_nothing_of_others():
+    one = facts._resampled(lambda i: float(i.sum()), 1, 0)
+    assert one == pytest.approx((0, np.nan, np.nan, 1), nan_ok=True)
+
+
 def test_values_are_those_of_the_definitions():
     assert facts.large_d(d=10).value == pytest.approx(0.787, abs=5e-4)
     assert facts.large_d_rises(sizes=(10, 30)).value == pytest.approx(0.913 - 0.787, abs=1e-3)

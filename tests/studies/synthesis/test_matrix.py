@@ -39,6 +39,20 @@ def test_scores_are_ratios_of_sums_under_the_shared_resamples(weights, units):
     np.testing.assert_allclose(found, expected)
 
 
+def test_scores_of_one_unit_have_no_interval():
+    """LIME has a score in one track only, the others in all."""
+    values = np.nan_to_num(VALUES)
+    values[3:, 2] = np.nan
+    test = make(values, units=TRACKS)
+    table = synthesis.estimates([test], draws=50).set_index("explainer")
+    assert table["value"].notna().all()
+    assert list(table["low"].isna()) == list(table["high"].isna()) == [n == "LIME" for n in NAMES]
+    assert np.isnan(synthesis.difference(test, "IG", "LIME", draws=50).low)
+    one = ["a"] * 12
+    alone = synthesis.agreement([make(units=one), make(-VALUES, name="other", units=one)])
+    assert np.isfinite(alone["value"]).all() and alone[["low", "high"]].isna().all(axis=None)
+
+
 def test_without_gaps_estimates_are_bootstrap_means():
     test = make(np.nan_to_num(VALUES), units=TRACKS)
     row = synthesis.estimates([test], seed=5, draws=300).iloc[2]
@@ -64,11 +78,11 @@ def test_an_image_counts_where_value_and_weight_are_defined():
 
 
 def test_draws_without_any_image_that_counts_are_left_out():
-    values = np.full((2, 1), np.nan)
-    values[0] = 4.0
+    values = np.full((3, 1), np.nan)
+    values[:2] = 4.0
     test = make(values, explainers=("LIME",))
     assert np.isnan(synthesis.scores(test, draws=50)).any()
-    assert synthesis.estimate(test, "LIME", draws=50) == (4, 4, 4, 1)
+    assert synthesis.estimate(test, "LIME", draws=50) == (4, 4, 4, 2)
 
 
 def test_difference_is_paired():

@@ -199,10 +199,8 @@ def sampling(detector, cases: Sequence[Case], *, sizes: Sequence[int], seed: int
         fits = []
         for n in sizes:
             first = slice(0, n)
-            _, coef, _, covariance = lime.fit(
-                pool.masks[first], pool.weights[first], pool.outputs[first, None]
-            )
-            fits.append((case.direction * coef, covariance))
+            found = lime.fit(pool.masks[first], pool.weights[first], pool.outputs[first, None])
+            fits.append((case.direction * found.coef, found.covariance))
         rankings = [order(coef[0]) for coef, _ in fits]
         *flips, by_norm = mean_flips(detector, case, [*rankings, order(norms(case))])
         for n, (coef, covariance), ranking, flipped in zip(
@@ -231,7 +229,7 @@ def enumerated(detector, cases: Sequence[Case], *, n_masks: int, seed: int) -> p
         values = evaluate(detector, x, COARSE, every, float(x.mean()))[:, 0].astype(float)
         f = limit.lookup(values)
         masks = designs.draw(n_masks, COARSE.d, "iid", np.random.default_rng([seed, i]))
-        _, run, _, _ = lime.fit(masks, lime.kernel(masks), f(masks)[:, None])
+        run = lime.fit(masks, lime.kernel(masks), f(masks)[:, None]).coef
         rankings = {
             f"LIME, {n_masks:,} masks": order(case.direction * run[0]),
             "LIME, all masks": order(case.direction * limit.exact(f, COARSE.d).coef),
@@ -289,10 +287,10 @@ def ablation(
             )
             for width in widths:
                 weights = lime.kernel(pool.masks, width)
-                _, coef, score, _ = lime.fit(pool.masks, weights, pool.outputs[:, None])
+                found = lime.fit(pool.masks, weights, pool.outputs[:, None])
                 settings.append((name, width))
-                rankings.append(order(case.direction * coef[0]))
-                scores.append(float(score[0]))
+                rankings.append(order(case.direction * found.coef[0]))
+                scores.append(float(found.score[0]))
         flips = mean_flips(detector, case, rankings)
         records += [
             (case.condition, case.track, *setting, flipped, score)

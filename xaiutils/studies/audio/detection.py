@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xaiutils.classifiers.singing import BANDS, BINS, HOP, WINDOW
-from xaiutils.intervals import DRAWS, Estimate, resamples
+from xaiutils.intervals import DRAWS, Estimate, percentiles, resamples
 
 
 def quality(
@@ -64,11 +64,9 @@ def quality(
         }
 
     with np.errstate(invalid="ignore"):  # a draw may hold tracks of one class only
-        spread = {
-            name: np.nanpercentile(values, (2.5, 97.5)) for name, values in rates(*drawn.T).items()
-        }
+        spread = rates(*drawn.T)
     return {
-        name: Estimate(float(value), *map(float, spread[name]), n)
+        name: Estimate(float(value), *percentiles(spread[name], n), n)
         for name, value in rates(*counts.sum(axis=0)).items()
     }
 

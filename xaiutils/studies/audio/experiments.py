@@ -376,7 +376,7 @@ def auc(score, correct, units, *, draws: int = 2000, seed: int = 0) -> intervals
     right, wrong = counts[:, correct], counts[:, ~correct]
     pairs = right.sum(axis=1) * wrong.sum(axis=1)
     drawn = np.einsum("bi,ij,bj->b", right, wins, wrong)[pairs > 0] / pairs[pairs > 0]
-    return intervals.Estimate(wins.mean(), *np.percentile(drawn, (2.5, 97.5)), n)
+    return intervals.Estimate(wins.mean(), *intervals.percentiles(drawn, n), n)
 
 
 def _by_condition(items):

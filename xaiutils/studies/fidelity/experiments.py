@@ -185,8 +185,8 @@ def paired_widths(curves: Curves, seed: int = 0, draws: int = 2000) -> intervals
 
     n = areas.shape[1]
     rows = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.nanpercentile(ratio(areas[0][rows], areas[1][rows]), (2.5, 97.5))
-    return intervals.Estimate(float(ratio(*areas)), float(low), float(high), n)
+    drawn = ratio(areas[0][rows], areas[1][rows])
+    return intervals.Estimate(float(ratio(*areas)), *intervals.percentiles(drawn, n), n)
 
 
 def between_models(
@@ -213,10 +213,10 @@ def relative_area(curves: Curves, seed: int = 0) -> intervals.Estimate:
     mif, lif = (curves.curve(order).astype(float) for order in ("mif", "lif"))
     counts = intervals.resamples(len(mif), seed=seed)
     gap, clean = area(lif - mif, curves.fractions), mif[:, 0]
-    drawn = (counts @ gap) / (counts @ clean)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    folded = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
-    return intervals.Estimate(abs(gap.mean() / clean.mean()), *folded, len(mif))
+    low, high = intervals.percentiles((counts @ gap) / (counts @ clean), len(mif))
+    folded = np.sort(np.abs([low, high]))
+    folded[0] = 0.0 if low <= 0 <= high else folded[0]
+    return intervals.Estimate(abs(gap.mean() / clean.mean()), *map(float, folded), len(mif))
 
 
 def filler_table(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0) -> pd.DataFrame:
@@ -246,8 +246,7 @@ def filler_spread(tables: Mapping[str, Mapping[str, Curves]], seed: int = 0):
     most = max(shares, key=lambda name: shares[name][0])
     least = min(shares, key=lambda name: shares[name][0])
     gap = shares[most] - shares[least]
-    low, high = np.nanpercentile(gap[1:], (2.5, 97.5))
-    return most, least, intervals.Estimate(gap[0], low, high, n)
+    return most, least, intervals.Estimate(gap[0], *intervals.percentiles(gap[1:], n), n)
 
 
 def beside(table: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:

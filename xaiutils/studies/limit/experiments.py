@@ -37,8 +37,8 @@ def convergence(
     for n in sizes:
         for repeat in range(repeats):
             masks = designs.draw(n, d, design, rng)
-            _, coef, _, _ = lime.fit(masks, lime.kernel(masks, nu), f(masks)[:, None], ridge=0.0)
-            records.append((n, repeat, float(np.linalg.norm(coef[0] - target))))
+            found = lime.fit(masks, lime.kernel(masks, nu), f(masks)[:, None], ridge=0.0)
+            records.append((n, repeat, float(np.linalg.norm(found.coef[0] - target))))
     return pd.DataFrame(records, columns=["n", "repeat", "distance"])
 
 
@@ -51,8 +51,8 @@ def slope(distances: pd.DataFrame, *, seed: int, draws: int = intervals.DRAWS):
     def fit(means):
         return np.polyfit(log_n, 0.5 * np.log(means).T, 1)[0]
 
-    low, high = np.percentile(fit(counts @ squared / len(squared)), [2.5, 97.5])
-    return float(fit(squared.mean(axis=0)[None])[0]), float(low), float(high)
+    low, high = intervals.percentiles(fit(counts @ squared / len(squared)), len(squared))
+    return float(fit(squared.mean(axis=0)[None])[0]), low, high
 
 
 def locality(f: Callable, d: int, bandwidths, *, ig_sums, n: int = 1000) -> pd.DataFrame:
@@ -147,9 +147,8 @@ def ratio_to_random(
     wide = frame[frame["k"] == k].pivot(index="image", columns="pair", values="jaccard")
     both = wide[[pair, "random sets"]].to_numpy()
     drawn = intervals.resamples(len(both), draws=draws, seed=seed) @ both
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    value = both[:, 0].mean() / both[:, 1].mean()
-    return intervals.Estimate(float(value), float(low), float(high), len(both))
+    ends = intervals.percentiles(drawn[:, 0] / drawn[:, 1], len(both))
+    return intervals.Estimate(float(both[:, 0].mean() / both[:, 1].mean()), *ends, len(both))
 
 
 def images_agreement(
@@ -234,7 +233,7 @@ def _block_coefs(pool: lime.Explanation, n: int, ridge: float = 1.0) -> np.ndarr
     """Coefficients of fits to successive, disjoint blocks of n masks of one run, (blocks, d)."""
     blocks = (slice(start, start + n) for start in range(0, len(pool.masks) - n + 1, n))
     fits = [lime.fit(pool.masks[b], pool.weights[b], pool.outputs[b, None], ridge) for b in blocks]
-    return np.array([coef[0] for _, coef, _, _ in fits])
+    return np.array([found.coef[0] for found in fits])
 
 
 def top_agreement(
@@ -263,9 +262,7 @@ def stopping_size(pool: lime.Explanation, stop: lime.Stop, step: int, *, ridge=1
     same seed and this rule would have used.
     """
     for n in range(step, len(pool.masks) + 1, step):
-        _, coef, _, covariance = lime.fit(
-            pool.masks[:n], pool.weights[:n], pool.outputs[:n, None], ridge
-        )
-        if stop.met(coef, covariance, len(pool.masks) // step):
+        found = lime.fit(pool.masks[:n], pool.weights[:n], pool.outputs[:n, None], ridge)
+        if stop.met(found.coef, found.covariance, len(pool.masks) // step):
             return n
     return None

@@ -348,6 +348,8 @@ def _range(values):
 
 def _resampled(statistic, n, seed):
     """`statistic` of all indices 0..n-1, with its percentile bootstrap 95 % interval."""
+    if n < 2:
+        return Estimate(float(statistic(np.arange(n))), np.nan, np.nan, n)
     low, high = bootstrap(
         (np.arange(n),), statistic,
         vectorized=False, n_resamples=2000, method="percentile", rng=seed,

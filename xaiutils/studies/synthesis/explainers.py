@@ -211,7 +211,7 @@ def calls(explained: Explained, effort: Effort, side: int) -> pd.DataFrame:
 def first_round(found: lime.Explanation, n_masks: int) -> np.ndarray:
     """Coefficients (d,) of a fit to the first masks of a run: the run without a stop rule."""
     n = slice(n_masks)
-    return lime.fit(found.masks[n], found.weights[n], found.outputs[n, None])[1][0]
+    return lime.fit(found.masks[n], found.weights[n], found.outputs[n, None]).coef[0]
 
 
 def _scalar(forward, target, rival):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from xaiutils.intervals import DRAWS, Estimate, resamples
+from xaiutils.intervals import DRAWS, Estimate, percentiles, resamples
 from xaiutils.runtime import one_blas_thread
 
 CONTROLS = ("random", "|x − b|")  # they would flatter, or hide, the agreement of the others
@@ -111,15 +111,20 @@ def scores(test: Test, seed: int | Sequence[int] = 0, *, draws: int = DRAWS) -> 
     Returns
     -------
     (draws + 1, E) array
-        First the sample. NaN where no image counts, or weights sum to 0.
+        First the sample. NaN where no image counts, or weights sum to 0; resamples also where
+        those that count are of one unit, which says nothing of others.
     """
     rows = len(test.values)
-    drawn = resamples(rows if test.units is None else test.units, draws=draws, seed=seed)
+    units = np.arange(rows) if test.units is None else np.asarray(test.units)
+    drawn = resamples(units, draws=draws, seed=seed)
     counts = np.vstack([np.ones(rows), drawn])
     total, weight = (
         counts @ np.where(test.defined, numbers, 0) for numbers in (test.values, test.weights)
     )
-    return _ratio(total, weight)
+    found = _ratio(total, weight)
+    alone = [len(np.unique(units[counts])) < 2 for counts in test.defined.T]
+    found[1:, alone] = np.nan
+    return found
 
 
 def estimates(
@@ -322,8 +327,8 @@ def _estimate(drawn, level, n) -> Estimate:
     """Of the value (first) and its resamples; a value outside their quantiles widens them."""
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level!r}")
-    value, resampled = float(drawn[0]), drawn[1:][~np.isnan(drawn[1:])]
-    if np.isnan(value) or not resampled.size:
+    value = float(drawn[0])
+    if np.isnan(value):
         return Estimate(value, np.nan, np.nan, n)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, min(float(low), value), max(float(high), value), n)
+    low, high = percentiles(drawn[1:], units=2, level=level)  # of one unit, all are NaN
+    return Estimate(value, float(np.minimum(low, value)), float(np.maximum(high, value)), n)
