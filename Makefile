@@ -75,7 +75,7 @@ build/$(PROFILE)/%.ipynb: notebooks/%.ipynb $(INPUTS) | $(STAMP) build/.fetched
 
 # A notebook would fetch them too, but without a progress bar.
 build/.fetched: data/assets.toml | $(STAMP)
-	$(PYTHON) -m xaiutils.data.assets
+	$(PYTHON) -m xaiutils fetch
 	@mkdir -p build && touch $@
 
 # The target exists in a fresh clone; the executed copies make it old.

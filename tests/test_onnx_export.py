@@ -231,7 +231,7 @@ def test_the_key_does_not_depend_on_the_input(exports):
 
 def test_rounding_does_not_change_the_key():
     model, answer = conv_net(), np.random.default_rng(0).normal(size=(1, 1000)).astype(np.float32)
-    key = onnx_export._key(model, X.shape, answer)
+    key = onnx_export._key(model, X.shape, answer, "")
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(0, 1e-7, answer.shape)
         assert onnx_export._key(model, X.shape, answer + noise) == key

@@ -2,7 +2,8 @@
 
 import sys
 
+from xaiutils.companion import stopping
 from xaiutils.companion.ledger import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.exit_code(main))

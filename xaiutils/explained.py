@@ -201,7 +201,7 @@ class Task:
         ValueError
             If `batch_size` is not positive, or if an input has no single answer, see `probe.check`.
         """
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or batch_size is True or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         if probe.check(self.probed, self.x[0], batch_size).single is not None:
             batch_size = 1

@@ -76,10 +76,20 @@ def _diagnosis(model, batch, error) -> str | Exception | None:
             return f"cannot take inputs {_form(batch)}, but takes {_form(other)}: {hints}".rstrip(
                 ": "
             )
+    if not is_module and _takes_one(model, batch):
+        return (
+            "takes one input without a batch axis: give "
+            "lambda batch: np.stack([model(one) for one in batch])"
+        )
     expected = _expected(first, tuple(batch.shape[1:]))
     if expected is None:
         return None
     return f"cannot take inputs {_form(batch)}: its first layer, {type(first).__name__}, {expected}"
+
+
+def _takes_one(function, batch) -> bool:
+    """Whether a function that cannot take a batch takes a single input, as tensor or array."""
+    return any(_answer(function, one)[1] is None for one in (batch[0], as_numpy(batch[0]).copy()))
 
 
 def _answer(model, batch) -> tuple[object, Exception | None]:

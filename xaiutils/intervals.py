@@ -23,6 +23,19 @@ class Estimate(NamedTuple):
     high: float | np.ndarray
     n: int
 
+    def of_share(self, level: float = 0.95) -> Estimate:
+        """The same for a number within [0, 1], such as a mean of shares.
+
+        A bootstrap of units that are all 0, or all 1, has no width; then the interval is the hull
+        with Wilson's, each unit a single trial. That of a single unit stays undefined.
+        """
+        if self.value not in (0, 1) or self.n < 2:
+            return self
+        low, high = wilson(round(self.value * self.n), self.n, level)
+        return self._replace(
+            low=float(np.fmin(self.low, low)), high=float(np.fmax(self.high, high))
+        )
+
     def text(self, digits: int = 2) -> str:
         """Such as "0.41 [0.30, 0.52]", or "0.41 [undefined]"."""
         if np.isnan(self.low) and not np.isnan(self.value):
@@ -43,9 +56,11 @@ def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     Raises
     ------
     ValueError
-        If there is no row or no draw.
+        If there is no row or no draw, or the seed is negative.
     """
     owner = np.arange(units) if np.ndim(units) == 0 else np.unique(units, return_inverse=True)[1]
+    if isinstance(seed, int) and seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     if not owner.size or draws < 1:
         raise ValueError(f"need at least one row and one draw, got {owner.size} and {draws}")
     n = int(owner.max()) + 1
@@ -74,6 +89,7 @@ def percentiles(drawn, units: int, *, level: float = 0.95) -> tuple[float, float
     >>> round(low), round(high)
     (10, 90)
     """
+    _check_level(level)
     drawn = np.asarray(drawn, float)
     drawn = drawn[~np.isnan(drawn)]
     if units < 2 or not drawn.size:
@@ -109,7 +125,7 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     Raises
     ------
     ValueError
-        If there is not one unit per row.
+        If there is not one unit per row, or `level` is not in (0, 1).
 
     Examples
     --------
@@ -121,6 +137,7 @@ def mean(values, units=None, *, level: float = 0.95, draws: int = DRAWS, seed: i
     >>> intervals.mean([0.2, 0.4], units=["one song", "one song"]).text()
     '0.30 [undefined]'
     """
+    _check_level(level)
     values, is_share = np.asarray(values, float), _is_share(values)
     if not len(values):
         nothing = np.full(values.shape[1:], np.nan)[()]
@@ -169,6 +186,10 @@ def nested(
         Of the mean of the groups' means; n is the number of rows. Of no rows: NaN, with n = 0. Of
         one row the interval is NaN.
     """
+    if groups is not None and np.shape(groups) != (len(values),):
+        raise ValueError(
+            f"groups must be one per row, ({len(values)},), got shape {np.shape(groups)}"
+        )
     names = [None] if groups is None else np.unique(groups)
     if groups is None or len(names) < 2 or not len(values):
         return mean(values, level=level, draws=draws, seed=seed)
@@ -208,13 +229,17 @@ def two_samples(
     -------
     Estimate
         n is the number of rows, of both tables if they are not paired. If a table has a single
-        row, nothing is known of its spread: the interval is NaN and n is 1.
+        row, nothing is known of its spread: the interval is NaN and n is 1. It is NaN too where
+        values are of type bool and no resample gives another statistic.
 
     Raises
     ------
     ValueError
         If paired tables differ in length, or a table has no row.
     """
+    if not (len(first) and len(second)):
+        raise ValueError(f"both tables need a row, got {len(first)} and {len(second)}")
+    shares = _is_share(first) and _is_share(second)
     parts = [np.reshape(np.asarray(p, float), (len(p), -1)) for p in (first, second)]
     if paired and len(parts[0]) != len(parts[1]):
         raise ValueError(f"paired tables must be as long: {len(parts[0])}, {len(parts[1])} rows")
@@ -228,6 +253,8 @@ def two_samples(
     ]
     low, high = percentiles(statistic(np.concatenate(draws, axis=1)), units=2)
     n = len(parts[0]) if paired else sum(map(len, parts))
+    if shares and low == high:  # all yes, or all no: a bootstrap cannot tell what else there is
+        return Estimate(value, np.nan, np.nan, n)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
@@ -251,6 +278,11 @@ def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         return tuple(binomtest(k, trials).proportion_ci(level, "wilson"))
 
     return np.vectorize(interval, otypes=[float, float])(successes, n)
+
+
+def _check_level(level):
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level!r}")
 
 
 def _is_share(values) -> bool:

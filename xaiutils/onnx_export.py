@@ -26,6 +26,7 @@ from xaiutils.probe import one_line
 
 log = logging.getLogger("xaiutils")
 
+MOST = 4096  # inputs a call, whatever is noted
 TOLERANCE = 1e-4  # largest difference between the export and torch, relative to the outputs' size
 
 Call = Callable[[torch.Tensor], np.ndarray]
@@ -38,6 +39,7 @@ def load(
     answer: np.ndarray,
     threads: int,
     alone: bool = False,
+    settings: str = "",
 ) -> tuple[Call, Path | None]:
     """A module as a function of float32 batches (B, *x.shape) on ONNX Runtime.
 
@@ -55,6 +57,8 @@ def load(
     threads : int
     alone : bool
         Compare inputs one by one.
+    settings : str
+        Attributes of the module that its code may use, see `probe.settings`.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def load(
         ValueError if the outputs differ from those of torch by more than `TOLERANCE`.
     """
     folder = assets.cache_folder() / "onnx"
-    path = folder / f"{_key(module, x.shape, answer)}.onnx"
+    path = folder / f"{_key(module, x.shape, answer, settings)}.onnx"
 
     def checked(content: bytes) -> Call:
         call = _session(content, threads)
@@ -110,10 +114,12 @@ def remembered(note: Path | None, threads: int, measure: Callable[[], int]) -> i
     machine = f"{platform.machine()} {platform.processor()} {threads}"
     if note is None:
         return measure()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError, OverflowError
+    ):  # none, or damaged
         found = json.loads(note.read_text())
         if found["machine"] == machine:
-            return max(1, int(found["batch_size"]))
+            return min(max(1, int(found["batch_size"])), MOST)
     size = measure()
     with (
         contextlib.suppress(assets.AssetError),  # a read-only folder: measured each time
@@ -202,15 +208,16 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _key(module, shape, answer) -> str:
+def _key(module, shape, answer, settings) -> str:
     """Hash of what decides the export: code of the module's classes, weights, shape and answer."""
-    digest = hashlib.sha256(f"{torch.__version__} {shape} {module!r}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {shape} {module!r} {settings}".encode())
     for kind in sorted({type(part) for part in module.modules()}, key=lambda t: t.__qualname__):
         try:
             digest.update(inspect.getsource(kind).encode())
         except (OSError, TypeError):  # defined in a console: the check at load still guards it
             digest.update(kind.__qualname__.encode())
-    for name, value in module.state_dict().items():
+    # A state_dict leaves out buffers that are not to be kept.
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     digest.update(_summary(answer).encode())

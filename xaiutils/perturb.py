@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from xaiutils import runtime
+from xaiutils import probe, runtime
 from xaiutils.data.images import as_numpy, as_real, no_nan
 from xaiutils.outputs import as_array, bad_rows
 
@@ -223,7 +223,7 @@ def evaluate(
     if forward.backend != "callable" and not callable(hidden):
         no_nan("filler", hidden)
     size = forward.batch_size if batch_size is None else batch_size
-    if not isinstance(size, int | np.integer) or size < 1:
+    if not isinstance(size, int | np.integer) or batch_size is True or size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     if forward.device.type == "cpu":
         build = _numpy_builder(x, components, hidden, min(size, max(len(masks), 1)))
@@ -238,6 +238,8 @@ def evaluate(
             raise ValueError(
                 f"model must return (batch, outputs), got {out.shape} for {len(rows)} rows"
             )
+        if start == 0 and len(rows) > 1 and forward.alone is not None:
+            _check_alone(forward, out, rows, build)
         if outputs is not None:
             out = np.asarray(outputs(out)) if callable(outputs) else _columns(out, outputs)
         bad = bad_rows(out, strict=outputs is not None and not callable(outputs))
@@ -247,6 +249,19 @@ def evaluate(
             result = np.empty((len(masks), *out.shape[1:]), out.dtype)
         result[start : start + len(rows)] = out
     return np.empty((0, 0), x.dtype) if result is None else result
+
+
+def _check_alone(forward, out, masks, build) -> None:
+    """ValueError if the most hidden of some inputs gets another answer alone; asked once a model.
+
+    What an input looks like may decide whether a model mixes it with others of its batch, so that
+    this is not seen before.
+    """
+    i = int(masks.sum(axis=1).argmin())
+    found, expected = out[i : i + 1].copy(), forward.alone(build(masks[i : i + 1]))
+    if probe.differs(found, expected, probe.LOOSE):
+        raise ValueError(probe.mixing(found, expected))
+    forward.alone = None
 
 
 def _numpy_builder(x, components, hidden, size):
@@ -268,7 +283,7 @@ def _numpy_builder(x, components, hidden, size):
         batch = buffer[: len(masks)]
         keep = masks.take(flat, axis=1).reshape(len(masks), *labels.shape)
         if callable(hidden):
-            batch[:] = hidden(x, components, masks)
+            batch[:] = hidden(x.copy(), components, masks)  # which it may write to
             np.copyto(batch, x, where=keep)
         else:
             np.multiply(change, keep.view(np.int8), out=batch.view(bits))

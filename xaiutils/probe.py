@@ -34,6 +34,7 @@ EXACT, STRICT, LOOSE = 5e-7, 1e-5, 1e-2
 
 # Layers whose training mode makes outputs random or dependent on the batch, seen here or not.
 MOODY = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+_FEW = 4096  # numbers of an array that are compared one by one
 _SCALARS = (bool, int, float, complex, str, type(None))
 _OF_EACH_MODULE = {*vars(torch.nn.Module())}
 
@@ -187,6 +188,7 @@ def _probe(model, x, alone: bool) -> Probe:
         except Exception as error:
             failure = error
         after = _attributes(twin)
+        moved = twin is not model and _moved(twin, model)
         if any(_training(part) for part in twin.modules()):
             with contextlib.suppress(Exception):  # then there is nothing to compare with
                 _evaluate(twin, model)
@@ -202,6 +204,11 @@ def _probe(model, x, alone: bool) -> Probe:
     if first.drew:
         log.warning("model draws random numbers, but %d answers were the same", REPEATS + 1)
     own = frozenset(name for name in before | after if before.get(name) != after.get(name))
+    if moved:
+        raise ValueError(
+            "model changes its own weights or buffers when it is asked, as layers do that set "
+            "themselves up at the first batch; ask it once, in evaluation mode, and explain it then"
+        )
     return Probe(first.single, _state(_attributes(model), own), own, alone)
 
 
@@ -212,21 +219,23 @@ def _problem(asked: Callable, first: _First, tolerances: tuple, model) -> str | 
     if first.other is not None:
         with contextlib.suppress(Exception):  # of values that the network refuses
             beside, _ = asked(first.other, 1)
-    for seed in range(2, 2 + (REPEATS if first.drew else 1)):
+    doubtful = first.drew or _has_generator(model)
+    for seed in range(2, 2 + (REPEATS if doubtful else 1)):
         again, _ = asked(first.batch, seed)
         if differs(again, first.answer, same):
             return _fickle(_by(again, first.answer), first.drew)
     if len(first.batch) == 1 or first.answer.shape[:1] != (len(first.batch),):
         return None
-    ends, top = first.answer[[0, -1]], first.answer[:1]
+    ends = first.answer[[0, -1]]
     if beside is not None and differs(beside[[0, -1]], ends, strict):
         return _mixing(_by(beside[[0, -1]], ends), model)
-    one = top
-    with contextlib.suppress(Exception):  # a network may take no single inputs
-        one, _ = asked(first.batch[:1], 0)
-    # A different number of values is for others to refuse.
-    if one.size == top.size and differs(one.reshape(top.shape), top, loose):
-        return _mixing(_by(one.reshape(top.shape), top), model)
+    for row, wanted in ((first.batch[:1], ends[:1]), (first.batch[-1:], ends[1:])):
+        one = wanted
+        with contextlib.suppress(Exception):  # a network may take no single inputs
+            one, _ = asked(row, 0)
+        # A different number of values is for others to refuse.
+        if one.size == wanted.size and differs(one.reshape(wanted.shape), wanted, loose):
+            return _mixing(_by(one.reshape(wanted.shape), wanted), model)
     return None
 
 
@@ -259,7 +268,10 @@ def _first(asked: Callable, x, alone: bool) -> _First:
 
 
 def _batches(x) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two batches of three inputs made of the values of `x`, with the same ones at both ends."""
+    """Two batches of three inputs made of the values of `x`, with the same ones at both ends.
+
+    In the second, the one between goes beyond the smallest and largest value, and has another mean.
+    """
     rng = np.random.default_rng(0)
     values = x.flatten()
     if values.is_floating_point() and (values == values[:1]).all():  # dropout of 0 is not seen
@@ -268,9 +280,13 @@ def _batches(x) -> tuple[torch.Tensor, torch.Tensor]:
     # The same values in another order have the same mean; these are larger.
     order = values.abs() if values.is_complex() else values.double()
     upper = order.argsort()[len(values) // 2 :]
-    larger = values[upper[(rng.random(len(values)) * len(upper)).astype(int)]]
+    other = values[upper[(rng.random(len(values)) * len(upper)).astype(int)]]
+    if other.is_floating_point() and len(other) > 1:
+        low, high = values.min(), values.max()
+        other = low + 3 * (other - low)
+        other[:: max(len(other) // 8, 2)] = low - 2 * (high - low)
     return tuple(
-        torch.stack([values, middle, shuffled]).view(3, *x.shape) for middle in (between, larger)
+        torch.stack([values, middle, shuffled]).view(3, *x.shape) for middle in (between, other)
     )
 
 
@@ -301,6 +317,18 @@ def _twin(model) -> Iterator[torch.nn.Module]:
             # In place only what changed: else a graph that is in use would be out of date.
             if not torch.equal(weight.nan_to_num(), value.nan_to_num()):
                 weight.detach().copy_(value)
+
+
+def _moved(twin, model) -> bool:
+    """Whether numbers in the weights or buffers of a copy are no longer those of a network."""
+    pairs = zip(
+        (*twin.parameters(), *twin.buffers()), (*model.parameters(), *model.buffers()), strict=False
+    )
+    return any(
+        one.is_floating_point() and not torch.equal(one.nan_to_num(), other.nan_to_num())
+        for one, other in pairs
+        if one.shape == other.shape and one.dtype == other.dtype
+    )
 
 
 def _evaluate(twin, model) -> None:
@@ -341,15 +369,53 @@ def _plain(value, depth: int = 2):
     """The numbers and strings in an attribute, at the top of containers and settings too."""
     if type(value) in _SCALARS:
         return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return _content(value)
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(map(repr, value))[:64])
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list | tuple):
         items = enumerate(value)
-    elif isinstance(value, type | torch.nn.Module | torch.Tensor | np.ndarray):
+    elif isinstance(value, type | torch.nn.Module):
         return None
     else:
         items = getattr(value, "__dict__", {}).items()
     return tuple((k, _plain(v, depth - 1)) for k, v in islice(items, 64)) if depth else None
+
+
+def _content(value):
+    """What tells an array from another one: its numbers if they are few, else only its form.
+
+    The place in memory does not count: it is that of an earlier answer again, if answers are kept.
+    """
+    version = 0
+    if isinstance(value, torch.Tensor):
+        version = 0 if value.is_inference() else value._version
+        if value.numel() > _FEW or value.dtype == torch.bfloat16 or value.is_sparse:
+            return str(value.dtype), tuple(value.shape), version
+        value = value.detach().cpu().numpy()
+    if value.size > _FEW or value.dtype.hasobject:
+        return str(value.dtype), value.shape, version
+    return str(value.dtype), value.shape, value.tobytes()
+
+
+def settings(model, own: frozenset) -> str:
+    """Plain attributes of a network that are not its own doing, the same text in each process."""
+    found = {
+        key: value
+        for key, value in _attributes(model).items()
+        if key[0] != "weight" and key[1] not in ("hooks", "training") and key not in own
+    }
+    return repr(sorted(found.items()))
+
+
+def _has_generator(model) -> bool:
+    """Whether a layer draws from random numbers of its own, which nobody else can see."""
+    kinds = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+    return any(isinstance(v, kinds) for part in model.modules() for v in vars(part).values())
 
 
 def _state(attributes: dict, own: frozenset) -> int:
@@ -383,13 +449,18 @@ def _fickle(by: str, drew: bool) -> str:
 def _mixing(by: str, model) -> str:
     layers = [
         f"{name or 'model'!r} is a {type(part).__name__} without running statistics; "
-        for name, part in model.named_modules()
+        for name, part in (() if model is None else model.named_modules())
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.running_mean is None
     ]
     return (
         f"model's answer to an input differs{by} with what else is in the batch: "
         f"{''.join(layers[:1])}take out what mixes inputs, or ask one by one with batch_size=1"
     )
+
+
+def mixing(found, expected) -> str:
+    """What is wrong with a model whose answer to an input depends on others, see `check`."""
+    return _mixing(_by(found, expected), None)
 
 
 def _refuse_training():

@@ -51,7 +51,7 @@ class ImageQueries:
         self.x = self._forward.cast(x)
         self._size = self._forward.batch_size if batch_size is None else batch_size
         self._classes = {}
-        if not isinstance(self._size, int | np.integer) or self._size < 1:
+        if not isinstance(self._size, int | np.integer) or batch_size is True or self._size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
 
     def classes(self, name, values) -> np.ndarray:

@@ -82,8 +82,10 @@ class Forward:
         device: torch.device,
         dtype=None,
         measure: Callable[[], int] = lambda: CALLABLE_BATCH,
+        alone: Callable | None = None,
     ):
         self._call = call
+        self.alone = alone  # what answers to a batch of one must agree with; None if nothing need
         self.backend = backend
         self.device = device
         self._dtype = dtype  # numpy dtype of floating inputs, None keeps theirs
@@ -266,7 +268,7 @@ class _Prepared:
 
     forward: Forward
     seen: probe.Probe
-    noise: torch.Tensor | None  # (1, *shape); None where the module itself is asked
+    noise: torch.Tensor | None  # (1 or 2, *shape); None where the module itself is asked
     answer: np.ndarray | None
 
     def takes_like(self, other: _Prepared) -> bool:
@@ -294,7 +296,9 @@ def _prepare(model, get, x, device, dtype, seen: probe.Probe) -> _Prepared:
     def fastest():
         return 1 if seen.single is not None else _fastest(plain, example, device)
 
-    plain = Forward(with_torch, "torch", device, _numpy_dtype(dtype), fastest)
+    one_by_one = seen.alone or seen.single is not None
+    alone = None if one_by_one else with_torch
+    plain = Forward(with_torch, "torch", device, _numpy_dtype(dtype), fastest, alone)
     example = plain.cast(x)
     float32 = example.dtype == np.float32 and dtype in (None, torch.float32)
     if seen.single is not None:
@@ -308,31 +312,47 @@ def _prepare(model, get, x, device, dtype, seen: probe.Probe) -> _Prepared:
             log.warning("ONNX Runtime cannot run this model (%s): using torch", one_line(error))
     noise = answer = None
     if get() is not model:
-        noise = _noise(example, model)
-        answer = probe.ask(model, noise)
+        noise, answer = _answered(example, model, seen)
     return _Prepared(plain, seen, noise, answer)
 
 
 def _onnx(model, module, x: np.ndarray, plain: Forward, seen: probe.Probe) -> _Prepared:
-    noise = _noise(x, model)
-    answer = probe.ask(model, noise)
-    call, note = onnx_export.load(module, x, plain, answer, threads(), seen.alone)
+    noise, answer = _answered(x, model, seen)
+    settings = probe.settings(model, seen.own)
+    call, note = onnx_export.load(module, x, plain, answer, threads(), seen.alone, settings)
 
     def fastest():
         return onnx_export.remembered(note, threads(), lambda: _fastest(fast, x, fast.device))
 
-    fast = Forward(call, "onnxruntime", torch.device("cpu"), np.float32, fastest)
+    alone = None if seen.alone else plain
+    fast = Forward(call, "onnxruntime", torch.device("cpu"), np.float32, fastest, alone)
     return _Prepared(fast, seen, noise, answer)
 
 
-def _noise(x: np.ndarray, model) -> torch.Tensor:
-    """A batch of one input, the same for all inputs of this shape; integers are as in `x`."""
+def _answered(x: np.ndarray, model, seen) -> tuple[torch.Tensor, np.ndarray]:
+    """Noise, and what the network says of it."""
+    noise = _noise(x, model, seen)
+    try:
+        return noise, probe.ask(model, noise)
+    except Exception:  # of values that it refuses
+        noise = noise[:1].abs() % 1
+        return noise, probe.ask(model, noise)
+
+
+def _noise(x: np.ndarray, model, seen: probe.Probe) -> torch.Tensor:
+    """A batch of one or two inputs, the same for all of this shape; integers are as in `x`."""
     place, dtype = probe.home(model)
-    if np.issubdtype(x.dtype, np.floating):
-        return torch.from_numpy(np.random.default_rng(0).random((1, *x.shape))).to(
-            place, dtype or torch.from_numpy(x).dtype
+    if not np.issubdtype(x.dtype, np.floating):
+        return torch.from_numpy(x[None].copy()).to(place)
+    rng, kind = np.random.default_rng(0), dtype or torch.from_numpy(x).dtype
+    within = rng.random((1, *x.shape))
+    # Inputs need not be in [0, 1]: what happens to negative and to large ones is to be seen, too.
+    around = rng.normal(size=within.shape) * rng.choice([1, 10], within.shape, p=[0.9, 0.1])
+    if seen.single is not None or seen.alone:
+        return torch.from_numpy(np.where(rng.random(within.shape) < 0.5, within, around)).to(
+            place, kind
         )
-    return torch.from_numpy(x[None].copy()).to(place)
+    return torch.from_numpy(np.concatenate([within, around])).to(place, kind)
 
 
 def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype | None:

@@ -39,6 +39,8 @@ class Storable:
         OSError
             If the file cannot be written.
         """
+        if not os.fspath(path):
+            raise ValueError("path is empty; allowed: the name of a file")
         path, arrays = Path(path), {name: _array(getattr(self, name)) for name in self._AXES}
         if problem := self._misfit(arrays):
             raise ValueError(f"{type(self).__name__} cannot be saved: {problem}")

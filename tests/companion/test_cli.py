@@ -1,5 +1,6 @@
 """The command `xaiutils`: help, dispatch, close matches, exit codes, and where pictures go."""
 
+import os
 import re
 import signal
 import subprocess
@@ -79,6 +80,7 @@ def test_each_command_explains_itself_with_an_example(capsys, name):
             "error: no command 'explian'; did you mean explain? allowed: explain, fetch,",
         ),
         (["xyz"], "error: no command 'xyz'; allowed: explain,"),
+        (["x" * 300], "error: no command 'xxx"),
         (["photo.png"], "error: no command 'photo.png'; did you mean xaiutils explain photo.png?"),
     ],
 )
@@ -166,7 +168,7 @@ def test_only_pictures_of_its_own_are_overwritten(photo, capsys):
     [
         ("photo.png", "is the file to explain itself"),
         ("found.jpg", "the name must end in .png"),
-        ("nowhere/found.png", "there is no folder nowhere"),
+        ("nowhere/found.png", "there is no folder nowhere that one may enter"),
         ("folder.png", "is a folder"),
     ],
 )
@@ -223,6 +225,40 @@ def test_options_that_do_not_fit_are_one_line_and_2(photo, capsys, more, message
     assert explain(*more) == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {message}") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--masks", "1000000000000", "is no whole number from 1 to 100000"),
+        ("--size", "100000", "is no whole number from 1 to 2048"),
+        ("--target", "9" * 30, "is no whole number from 0 on"),
+        ("--model", "", "is empty; leave the option out for the default"),
+        ("--cells", " ", "is empty; leave the option out for the default"),
+    ],
+)
+def test_what_no_machine_holds_and_what_is_empty_is_refused(photo, capsys, option, value, message):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explain", "photo.png", option, value])
+    assert end.value.code == 2
+    assert f"argument {option}: " in (shown := capsys.readouterr().err) and message in shown
+
+
+@pytest.mark.parametrize("name", ["в" * 125, os.fsdecode(b"fot\xe9")], ids=["long", "no UTF-8"])
+def test_any_name_of_a_file_is_explained(photo, capsys, name):
+    photo.rename(photo.with_name(f"{name}.png"))
+    assert explain(file=f"{name}.png") == 0
+    made = photo.with_name(f"{name[:50]}_explained.png")
+    assert made.exists() and "rank  cell  coefficient" in capsys.readouterr().out
+    made.unlink()
+    asked = ["--cells", "2x2", "--size", "8", "--model", "reader_net:net"]
+    done = subprocess.run(
+        [sys.executable, "-m", "xaiutils", "explain", f"{name}.png", *asked],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"},
+    )
+    assert done.returncode == 0 and made.exists(), done.stderr
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1.5"])

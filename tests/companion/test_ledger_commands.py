@@ -173,6 +173,7 @@ DAMAGE = {
     "notebook": lambda project, records: project.notebook("tiny").write_text("{"),
     "cells": lambda project, records: edit(project.notebook("tiny"), '"cells"', '"cell"'),
     "ledger": lambda project, records: project.ledger.write_text("[[claim]"),
+    "emptied": lambda project, records: project.ledger.write_text(""),
     "figure": lambda project, records: edit(project.ledger, '"line"', '"lines"'),
     "module": lambda project, records: edit(project.notebook("tiny"), "figures\\n", "nothing\\n"),
 }
@@ -188,7 +189,7 @@ def test_what_is_damaged_is_named_and_nothing_is_written(
     DAMAGE[what](project, records)
     code = main(*arguments, project=project)
     shown = capsys.readouterr()
-    if arguments[:1] == ["numbers"] and what in ("figure", "module"):
+    if arguments[:1] == ["numbers"] and what in ("figure", "module", "emptied"):
         assert code == 0  # it asks neither
         return
     assert code == 2, shown

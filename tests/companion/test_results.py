@@ -173,7 +173,14 @@ def test_a_run_of_damaged_files_is_made_again(make_project):
     hashes["assets"] = {}
     records.write_bytes(results.sealed({**stamp, "claims": {}}))
     assert finished()
-    for content in ("{", "[]", records.read_text().replace('"sha256": "', '"sha256": "0')):
+    for content in (
+        "{",
+        "[]",
+        "5",
+        '{"foo": 1}',
+        '{"claims": null}',
+        records.read_text().replace('"sha256": "', '"sha256": "0'),
+    ):
         records.write_text(content)
         assert not finished()
 

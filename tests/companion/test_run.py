@@ -52,6 +52,11 @@ def test_parameters_cell_is_read_with_type_default_and_comment():
         ("n: int = 1  # c\nn: int = 2  # c", "twice"),
         ("import os", "name: type"),
         ("n: int = 1 +  # c", "plain Python"),
+        ("n: list[int] = [3  # c", "plain Python, line 1"),
+        ('s: str = """3  # c', "plain Python, line 1"),
+        ("if 1:\n    n: int = 1  # c\n  m: int = 2  # c", "plain Python, line 3"),
+        ("n: int = 1  # \ud800", "plain Python: "),
+        (f"n: int = {'-' * 50_000}1  # c", "plain Python"),
     ],
 )
 def test_parameters_cell_takes_only_annotated_literals_with_comment(source, message):
@@ -72,6 +77,9 @@ def test_parameters_tag_must_be_there():
         ("scale", "1e-3", 0.001),
         ("mode", "down", "down"),
         ("mode", '"3"', "3"),
+        ("mode", "2024", "2024"),  # the name of a folder, say
+        ("mode", "2024-01-15", "2024-01-15"),
+        ("mode", "true", "true"),
         ("mode", "a = 1\nb = 2", "a = 1\nb = 2"),
     ],
 )
@@ -130,19 +138,48 @@ def test_declared_figures_must_be_readable_without_running(make_project, cell, m
         (["tiny", "-p", "m", "1"], "allowed: n, scale, mode, seed, device"),
         (["tiny", "-p", "n", "true"], "allowed: int (points drawn)"),
         (["tiny", "-p", "n", "two"], "type str"),
-        (["tiny", "-p", "mode", "3"], "type int"),
+        (["tiny", "-p", "n", "3", "-p", "n", "4"], "-p sets a parameter twice: n"),
+        (["tiny", "-p", "image_folder", "nowhere"], "'nowhere' is no folder: there is no /"),
     ],
 )
 def test_what_is_not_allowed_starts_no_kernel_and_touches_no_file(
     make_project, monkeypatch, capsys, arguments, message
 ):
-    project = make_project()
+    folder = '\nimage_folder: str = ""  # of photographs'
+    project = make_project(parameters=PARAMETERS + folder)
     copy = project.executed("default", "tiny")
     provenance.write(copy, b"of an earlier run")
     monkeypatch.setattr(runner, "run_cells", lambda *_: pytest.fail("a kernel was started"))
     assert run.main(arguments, project) == 2
     assert message in capsys.readouterr().err
     assert copy.read_bytes() == b"of an earlier run"
+
+
+def test_a_folder_is_the_readers_wherever_the_kernel_starts(make_project, tmp_path, monkeypatch):
+    project = make_project(parameters=PARAMETERS + '\nimage_folder: str = ""  # of photographs')
+    (tmp_path / "reader" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "reader")
+    given = runner.plan(project, "tiny", given=[("image_folder", "photos")]).parameters
+    assert given["image_folder"] == str(tmp_path / "reader" / "photos")
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_scheduler_without_an_address_is_refused(make_project, capsys, text):
+    with pytest.raises(SystemExit) as end:
+        run.main(["tiny", "--dask", text], make_project())
+    assert end.value.code == 2
+    assert "argument --dask: is empty; allowed: the address" in capsys.readouterr().err
+
+
+def test_parts_of_a_killed_run_go_with_the_next(tmp_path):
+    source, target = tmp_path / "made", tmp_path / "figures"
+    source.mkdir()
+    target.mkdir()
+    (source / "line.png").write_bytes(b"a picture")
+    for name in (".line.png.4242", ".claims.json.77"):
+        (target / name).write_bytes(b"half")
+    runner._publish(source, target, tmp_path / "copy.ipynb")
+    assert [path.name for path in target.iterdir()] == ["line.png"]
 
 
 def test_list_shows_every_parameter(make_project, capsys):

@@ -121,6 +121,23 @@ def test_a_signal_waits_for_the_end_of_what_must_be_whole(heeds_ctrl_c):
     assert done == ["whole"]
 
 
+def test_the_third_signal_ends_what_swallowed_the_first(heeds_ctrl_c):
+    heard = []
+
+    def work():
+        for _ in range(3):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException as error:
+                heard.append(type(error))
+            else:
+                heard.append(None)
+
+    with stopping.heeding():
+        work()
+    assert heard == [stopping.Stopped, None, KeyboardInterrupt]
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -284,4 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on after the models that are made", file=sys.stderr)
+        sys.exit(130)

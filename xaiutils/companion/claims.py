@@ -116,7 +116,10 @@ def _text(value):
 
 
 def _finite(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer larger than any float
+        return False
 
 
 def load(path):

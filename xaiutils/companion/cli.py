@@ -5,6 +5,7 @@ Each sub-command imports what it needs when it is called, so that asking for hel
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import tomllib
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from xaiutils.companion import stopping
 
+_LONGEST = 50  # letters of a file's name in that of its picture: systems allow 255 bytes
+_MOST_MASKS, _MOST_PIXELS = 100_000, 2048  # what a machine can hold
 _MAKER = "xaiutils explain"  # noted in each picture, so that it can be made again
 
 _USAGE = """\
@@ -38,7 +41,7 @@ def explain(arguments: list[str]) -> int:
     """Explain a file, print what was found and save the picture; returns the exit code."""
     options = vars(_explain_parser().parse_args(arguments))
     file, out, force = (options.pop(name) for name in ("file", "out", "force"))
-    out = out or Path(f"{Path(file).stem}_explained.png")
+    out = out or Path(f"{Path(file).stem[:_LONGEST]}_explained.png")
     if problem := _cannot_write(out, file, force):
         print(f"error: --out {out}: {problem}", file=sys.stderr)
         return 2
@@ -71,15 +74,15 @@ def _cannot_write(out: Path, file: str, force: bool) -> str | None:
     """Why the picture must not be written there, or None."""
     if out.suffix.lower() != ".png":
         return "the name must end in .png"
-    if not out.parent.is_dir():
-        return f"there is no folder {out.parent}"
+    if not os.path.isdir(out.parent):  # which says no, where Path's may raise
+        return f"there is no folder {out.parent} that one may enter"
     if not os.access(out.parent, os.W_OK):
         return f"the folder {out.parent.absolute()} is not writable"
-    if out.is_dir():
+    if os.path.isdir(out):
         return "is a folder"
-    if not out.exists():
+    if not os.path.exists(out):
         return None
-    if Path(file).exists() and out.samefile(file):
+    if os.path.exists(file) and out.samefile(file):
         return "is the file to explain itself"
     return None if force or _is_ours(out) else "exists and was not made here; --force overwrites it"
 
@@ -122,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         What the sub-command returns: 0, 1 if it failed, 2 for what is not allowed; 130 after
         Ctrl-C, 143 after SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help", ""):
         commands = "\n".join(f"  {key:8}  {text}" for key, (text, _) in COMMANDS.items())
@@ -143,20 +148,29 @@ def version() -> str:
 
 
 def _unknown(name: str) -> str:
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return f"no command {name!r}; did you mean xaiutils explain {name}?"
     close = difflib.get_close_matches(name, COMMANDS)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"no command {name!r}; {hint}allowed: {', '.join(COMMANDS)}"
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _whole(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     def whole_number(text):
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        if not (text.isdecimal() and len(text) < 20 and least <= int(text) <= most):
+            up_to = f"to {most}" if most < 2**63 - 1 else "on"
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is no whole number from {least} {up_to}"
+            )
         return int(text)
 
     return whole_number
+
+
+def _given(text: str) -> str:
+    if not text.strip():  # a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("is empty; leave the option out for the default")
+    return text
 
 
 def _explain_parser() -> argparse.ArgumentParser:
@@ -174,6 +188,7 @@ def _explain_parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="image or sound; its content says which")
     parser.add_argument(
         "--model",
+        type=_given,
         metavar="MODULE:NAME",
         help="your own model, from a module in this folder or an installed one: a torch.nn.Module, "
         "a function of a batch, or a function without arguments that returns one of the two. It "
@@ -189,16 +204,16 @@ def _explain_parser() -> argparse.ArgumentParser:
         help="parts to list, and to tell apart from the rest (default 3)",
     )  # fmt: skip
     parser.add_argument(
-        "--masks", type=_whole(1), default=500, metavar="N",
+        "--masks", type=_whole(1, _MOST_MASKS), default=500, metavar="N",
         help="random masks a round, of at most 8 rounds (default 500)",
     )  # fmt: skip
     parser.add_argument(
-        "--cells", metavar="N|AxB",
+        "--cells", type=_given, metavar="N|AxB",
         help="parts: about N superpixels, or a grid of A rows (of a sound: time steps) and B "
         "columns (frequency bands); default: superpixels of quickshift, for a sound 5x4",
     )  # fmt: skip
     parser.add_argument(
-        "--size", type=_whole(1), metavar="PIXELS",
+        "--size", type=_whole(1, _MOST_PIXELS), metavar="PIXELS",
         help="side of the image the model gets: the central square, scaled (default 224)",
     )  # fmt: skip
     parser.add_argument(

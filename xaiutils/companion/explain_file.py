@@ -40,6 +40,9 @@ class Report(NamedTuple):
     def png(self, notes: dict[str, str]) -> bytes:
         """The drawing as a PNG file with these notes in it."""
         buffer = io.BytesIO()
+        notes = {
+            key: text.encode(errors="backslashreplace").decode() for key, text in notes.items()
+        }
         self.figure.savefig(buffer, format="png", dpi=200, metadata=notes)
         return buffer.getvalue()
 

@@ -33,6 +33,12 @@ def measured(project):
     ledger = load(project.ledger)
     found = {name: results.records(results.of_notebook(project, name)) for name in project.names()}
     drawn = {name: figure_names(project.read(name)) for name in project.names()}
+    for name, records in found.items():
+        if lost := [key for key in records if key not in ledger]:
+            raise ProjectError(
+                f"claims.toml lacks {', '.join(sorted(lost))}, which figures/{name}/claims.json "
+                f"has; restore it, or run make figures ONLY={name}"
+            )
     for claim in ledger.values():
         allowed = drawn[claim.notebook]
         if claim.figure and claim.figure not in allowed:

@@ -75,12 +75,13 @@ class Parameter:
         )
 
     def parse(self, text):
-        """Read `text` as a TOML literal and check it; a bare word passes for a declared string."""
+        """Read `text` as a TOML literal and check it; a string may come without quotes."""
         try:
             table = tomllib.loads(f"value = {text}")
         except (ValueError, RecursionError):  # no TOML, or more digits or brackets than can be read
             table = {"value": text}
-        return self.check(table["value"] if len(table) == 1 else text)
+        value = table["value"] if len(table) == 1 else text
+        return self.check(text if self.annotation == "str" and type(value) is not str else value)
 
 
 def _fits(value, kind):
@@ -290,13 +291,14 @@ def parameters(notebook):
     if len(cells) != 1:
         raise ProjectError(f"{len(cells)} code cells have the tag 'parameters'; exactly one must")
     source = cells[0].source
+    tree = _tree(source, "the parameters cell")  # before its tokens, which need it to be complete
     comments = {
         token.start[0]: token.string.lstrip("# ").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
     found = {}
-    for node in _tree(source, "the parameters cell").body:
+    for node in tree.body:
         text = ast.unparse(node)
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             raise ProjectError(
@@ -336,6 +338,8 @@ def _tree(source, where):
         raise ProjectError(
             f"{where} is not plain Python, line {error.lineno}: {error.msg}"
         ) from None
+    except (ValueError, RecursionError, MemoryError) as error:  # what no text or too deep is
+        raise ProjectError(f"{where} is not plain Python: {first_line(error)}") from None
 
 
 def is_figure_name(name):

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from xaiutils import inputs
+from xaiutils.outputs import as_array
+
 
 class ModelError(ValueError):
     """A model cannot be found, made or asked; the message names it."""
@@ -103,19 +106,18 @@ def ask(model: Callable, rows) -> np.ndarray:
     asked = f"for a batch of shape {tuple(batch.shape)}"
     try:
         with torch.no_grad():
-            out = model(batch)
+            out = inputs.ask(model, batch)
     except Exception as error:
         raise ModelError(f"the model raised {words(error)} {asked}") from error
-    if not isinstance(out, torch.Tensor | np.ndarray):
-        raise ModelError(
-            f"the model returned {type(out).__name__} {asked}; it must return a tensor "
-            "(batch, outputs): write a function that picks it, as in lambda x: net(x)[0]"
-        )
+    try:
+        out = as_array(out)
+    except ValueError as error:
+        raise ModelError(f"{error} ({asked.removeprefix('for ')})") from error
     if out.ndim != 2 or len(out) != len(batch) or not out.shape[1]:
         raise ModelError(
             f"the model returned shape {tuple(out.shape)} {asked}, not (batch, outputs)"
         )
-    out = torch.as_tensor(out).double().cpu().numpy()
+    out = np.asarray(out, np.float64)
     if not np.isfinite(out).all():
         raise ModelError(
             f"the model returned {np.sum(~np.isfinite(out))} numbers not finite {asked}"

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-from xaiutils.companion import ledger
+from xaiutils.companion import ledger, stopping
 from xaiutils.companion.claims import VERDICTS, verdict_of
 from xaiutils.companion.notebooks import ProjectError, figure_names, read_text, read_toml
 
@@ -160,4 +160,4 @@ def main(project=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.exit_code(main))

@@ -85,7 +85,7 @@ def _digest(content):
     """SHA-256 of content in a canonical form: neither spaces nor the order of keys count."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     text = json.dumps(rest, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def picture_hash(content):

@@ -85,6 +85,12 @@ def _whole(least, most=None):
     return convert
 
 
+def _address(text):
+    if not text.strip():  # a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("is empty; allowed: the address of a scheduler")
+    return text
+
+
 def _guarded(argv):
     """The same with "=" before the value of each -p: argparse takes -1e1 for an option."""
     guarded = list(argv)
@@ -144,6 +150,7 @@ def _parser():
     )
     where.add_argument(
         "--dask",
+        type=_address,
         metavar="ADDRESS",
         help="let the workers of this dask.distributed scheduler do the runs, e.g. "
         "tcp://node1:8786; workers are processes of one thread each that see this very folder "
@@ -165,7 +172,8 @@ def _misuse(args):
     """What is wrong with a combination of options, or None."""
     many = bool(args.seeds or args.jobs > 1 or args.dask or len(args.names) > 1)
     doubled = {name for name in args.names if args.names.count(name) > 1}
-    seeds = args.seeds or []
+    seeds, given = args.seeds or [], [name for name, _ in args.given]
+    twice = {name for name in given if given.count(name) > 1}
     rules = {
         "give either NAME or one of --list, --prepare": bool(args.names)
         == bool(args.list or args.prepare),
@@ -178,6 +186,7 @@ def _misuse(args):
         "--output is for a single run": many and args.output,
         f"NAME is given twice: {', '.join(sorted(doubled))}": doubled,
         "--seeds has a seed twice": len(set(seeds)) < len(seeds),
+        f"-p sets a parameter twice: {', '.join(sorted(twice))}": twice,
         "give the seed by -p or by --seeds": seeds and "seed" in dict(args.given),
     }
     return next((text for text, broken in rules.items() if broken), None)

@@ -108,6 +108,8 @@ def plan(project, name, profile="default", given=(), output=None, seed=None):
     own_claims = {c.id for c in ledger.load(project.ledger).values() if c.notebook == name}
     overrides = project.overrides(profile, name, declared)
     overrides |= {key: lookup(declared, key).parse(text) for key, text in given}
+    if folder := overrides.get("image_folder"):
+        overrides["image_folder"] = _folder("image_folder", folder)
     label = f"{profile}-custom" if given or output else profile
     copy, figures = project.executed(label, name), project.figures(label, name)
     if output:
@@ -209,6 +211,14 @@ def execute(project, name, profile="default", given=(), output=None, seed=None, 
     return todo.copy
 
 
+def _folder(name, text):
+    """The folder `text` as an absolute path: the kernel starts elsewhere. ProjectError if none."""
+    path = Path(text).expanduser().absolute()
+    if not os.path.isdir(path):
+        raise ProjectError(f"parameter {name} = {text!r} is no folder: there is no {path}")
+    return str(path)
+
+
 def is_finished(todo):
     """Whether the results of a plan are there, whole, and of the code and assets of now.
 
@@ -229,8 +239,8 @@ def is_finished(todo):
             return False
         if made.get(results.SEAL) != results.notebook_seal(copy):
             return False
-        _check_results(todo.figures, todo.figure_names, todo.claim_ids)
         found = results.of_run(todo.figures, todo.name, todo.label, "")
+        _check_results(todo.figures, todo.figure_names, todo.claim_ids)
     except (ProjectError, RunError, AttributeError):  # damaged: made again
         return False
     used = {item for content in found.values() for item in content["hashes"]["assets"].items()}
@@ -259,6 +269,8 @@ def _publish(source, target, copy):
     files = [path for path in source.glob("*") if path.suffix in RESULTS]
     parts = {path.name: target / f".{path.name}.{os.getpid()}" for path in files}
     target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob(".*.*.[0-9]*"):  # parts of a run that was killed here
+        left.unlink(missing_ok=True)
     try:
         for path in files:
             parts[path.name].write_bytes(path.read_bytes())

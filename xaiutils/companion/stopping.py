@@ -25,8 +25,10 @@ class _Heard:
 
 @contextlib.contextmanager
 def heeding():
-    """Raise `Stopped` in the main thread at the first signal, and ignore those that follow.
+    """Raise `Stopped` in the main thread at the first signal, and ignore the next one.
 
+    Whoever cleans up is not to be stopped by impatience; the third signal ends the process as it
+    would have without this, for the first may have been swallowed by code that is not ours.
     A signal that was ignored before, as by `nohup`, stays so. In other threads than the main one
     nothing changes.
     """
@@ -34,9 +36,13 @@ def heeding():
         yield
         return
 
+    def deaf(*_):  # not SIG_IGN, which the processes started from here would inherit
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
     def hear(number, _):
         for one in before:
-            signal.signal(one, _deaf)  # whoever stops must not be stopped
+            signal.signal(one, deaf)
         if _Heard.sections:
             _Heard.number = number
         else:
@@ -77,7 +83,3 @@ def held():
         if not _Heard.sections and _Heard.number is not None:
             number, _Heard.number = _Heard.number, None
             raise Stopped(number)
-
-
-def _deaf(*_):
-    """Not SIG_IGN, which the processes started from here would inherit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 import warnings
 from pathlib import Path
@@ -151,12 +152,13 @@ def read_sound(path: str | Path, rate: int = 16_000) -> np.ndarray:
 
 def _file(path: str | Path) -> Path:
     path = Path(path)
-    if not path.exists():
-        raise FileError(f"there is no file {path}")
-    if not path.is_file():
-        raise FileError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}")
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise FileError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
         path.open("rb").close()
+    except FileNotFoundError:
+        raise FileError(f"there is no file {path}") from None
     except OSError as error:
         raise FileError(f"{path} cannot be opened: {error.strerror}") from None
     return path

@@ -66,7 +66,7 @@ def quality(
     with np.errstate(invalid="ignore"):  # a draw may hold tracks of one class only
         spread = rates(*drawn.T)
     return {
-        name: Estimate(float(value), *percentiles(spread[name], n), n)
+        name: Estimate(float(value), *percentiles(spread[name], n), n).of_share()
         for name, value in rates(*counts.sum(axis=0)).items()
     }
 

@@ -54,6 +54,7 @@ PUBLISHED = {
         )
     ),
 }
+SHARES = ("flipped", "precision")  # columns within [0, 1]
 _MARGIN = 2048  # samples at each end that the signal-to-noise ratio leaves out
 
 
@@ -146,7 +147,7 @@ def attack_table(attacked: Sequence[Attacked], seed: int = 0) -> pd.DataFrame:
     rows = {}
     for condition, group in _by_condition(attacked):
         share = [a.result.success for a in group]
-        flipped = intervals.mean(share, seed=seed)
+        flipped = intervals.mean(share, seed=seed).of_share()
         rows[condition] = {
             "tracks": len(group),
             "frames flipped": flipped.value, "low": flipped.low, "high": flipped.high,
@@ -279,21 +280,20 @@ def flip_curves(detector, cases: Sequence[Case], *, n_masks: int, n_random: int,
 
 
 def shares(frame: pd.DataFrame, by: Sequence[str], value: str = "flipped", seed: int = 0):
-    """Mean of a column by group with a 95 % interval over tracks: columns value, low, high, n."""
+    """Mean of a column by group with a 95 % interval over tracks: columns value, low, high, n.
+
+    Columns "flipped" and "precision" are shares, see `share`; others may be anything.
+    """
     rows = []
     for keys, group in frame.groupby(list(by), sort=False):
         estimate = intervals.mean(group[value].to_numpy(), group["track"].to_numpy(), seed=seed)
-        rows.append((*keys, *estimate))
+        rows.append((*keys, *(estimate.of_share() if value in SHARES else estimate)))
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n"])
 
 
 def share(values, units) -> intervals.Estimate:
     """A share with its interval over tracks; Wilson's where all values are equal."""
-    estimate = intervals.mean(np.asarray(values, float), units)
-    if estimate.n and estimate.value in (0, 1):
-        low, high = intervals.wilson(round(estimate.value * estimate.n), estimate.n)
-        return estimate._replace(low=float(low), high=float(high))
-    return estimate
+    return intervals.mean(np.asarray(values, float), units).of_share()
 
 
 def harder(tables: pd.DataFrame) -> int:

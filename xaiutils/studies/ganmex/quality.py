@@ -105,7 +105,8 @@ def _known(values: pd.Series) -> pd.Series:
 
 def _mean(table: pd.DataFrame, quantity: str, seed: int = 0) -> intervals.Estimate:
     rows = table[table[quantity].notna()]
-    return intervals.nested(_known(rows[quantity]), rows.get("run"), seed=seed)
+    found = intervals.nested(_known(rows[quantity]), rows.get("run"), seed=seed)
+    return found.of_share() if quantity == "transfer" else found
 
 
 def difference(
