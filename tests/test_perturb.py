@@ -1,4 +1,4 @@
-"""The engine against loops over samples and pixels; what it, the label maps and designs refuse."""
+"""The engine against loops over samples and pixels; what it and the label maps refuse."""
 
 import numpy as np
 import oracles
@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xaiutils import designs, perturb, segment
+from xaiutils import perturb, segment
 from xaiutils.data import datasets
 from xaiutils.perturb import Components
 
@@ -403,31 +403,6 @@ def test_grid_cells_differ_by_at_most_one_row_and_column(shape, rows, cols):
 def test_grid_refuses_more_cells_than_positions(rows, cols):
     with pytest.raises(ValueError, match=rf"{rows}, {cols} must be within 1..4, 1..6"):
         segment.grid((4, 6), rows, cols)
-
-
-# --- designs --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "d", "design", "hint"),
-    [
-        (7, 4, "paired", "even.*got 7"),
-        (255, 15, "orthogonal", "multiple of 256.*15.*255"),
-        (256, 16, "orthogonal", "multiple of 1024.*16.*256"),
-        (4096, 64, "orthogonal", "multiple of 16384.*64.*4096"),
-        (2**20, 1024, "orthogonal", "at most 1023"),
-        (8, 4, "antithetic", "antithetic"),
-    ],
-)
-def test_designs_name_what_they_allow(n, d, design, hint):
-    with pytest.raises(ValueError, match=hint):
-        designs.draw(n, d, design, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("m", [3, 11])
-def test_orthogonal_arrays_name_their_degrees(m):
-    with pytest.raises(ValueError, match=rf"4, 5, 6, 7, 8, 9, 10.*got {m}"):
-        designs.orthogonal_array(m)
 
 
 @pytest.mark.parametrize("filler", [-1, 300, 0.5, np.nan])

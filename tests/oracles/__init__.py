@@ -13,6 +13,7 @@ from oracles import (
     estimators,
     fillers,
     hiding,
+    masks,
     resampling,
 )
 from oracles.limits import (
@@ -45,6 +46,7 @@ __all__ = [
     "fillers",
     "hiding",
     "limit_by_lstsq",
+    "masks",
     "relative_error",
     "resampling",
     "ridge_lstsq",

@@ -1,7 +1,6 @@
-"""LIME on given masks, and how masks are drawn."""
+"""LIME on given masks."""
 
 import math
-from itertools import combinations
 
 import numpy as np
 from scipy.stats import norm
@@ -9,7 +8,7 @@ from scipy.stats import norm
 from oracles.limits import compose, ridge_lstsq, weights_of
 from oracles.problems import Tanh, answer, partition
 from oracles.registry import oracle_of
-from xaiutils import designs, lime
+from xaiutils import lime
 
 # --- the fit --------------------------------------------------------------------------------------
 
@@ -246,71 +245,3 @@ def top_k(coef, k):
 def jaccard(a, b):
     either = [j for j in range(10) if j in a or j in b]
     return sum(j in a and j in b for j in either) / len(either) if either else 1.0
-
-
-# --- designs --------------------------------------------------------------------------------------
-
-
-@oracle_of(
-    designs.draw,
-    lambda rng: {"n": 12, "d": 5, "rng": rng},
-    [{"design": "iid"}, {"design": "paired"}, {"design": "paired", "n": 2, "d": 1}],
-)
-def draw(n, d, design, rng):
-    """Fair coins, one after the other; in pairs a row is followed by its complement."""
-    rows = []
-    while len(rows) < n:
-        rows.append([rng.random() < 0.5 for _ in range(d)])
-        if design == "paired":
-            rows.append([not on for on in rows[-1]])
-    return np.array(rows)
-
-
-def balance(masks, columns):
-    """How often each pattern of 16 occurs in any four of the first `columns` columns."""
-    bits = 1 << np.arange(4)
-    chosen = combinations(range(columns), 4)
-    return np.array(
-        [np.bincount(masks[:, four] @ bits, minlength=16) for four in map(list, chosen)]
-    )
-
-
-def balanced(rows, columns):
-    """Each pattern as often as any other: an orthogonal array of strength 4."""
-    return np.full((math.comb(columns, 4), 16), rows / 16)
-
-
-@oracle_of(
-    designs.draw,
-    lambda rng: {"n": 512, "d": 12, "rng": rng},
-    [{}, {"n": 256, "d": 15}, {"n": 1024, "d": 16}, {"n": 2048, "d": 18}],
-    call=lambda n, d, rng: balance(designs.draw(n, d, "orthogonal", rng), min(d, 12)),
-)
-def draw_orthogonal(n, d, rng):
-    return balanced(n, 12)
-
-
-@oracle_of(
-    designs.draw,
-    lambda rng: {"rngs": rng.spawn(800)},
-    call=lambda rngs: shares([designs.draw(256, 4, "orthogonal", rng)[5] for rng in rngs]),
-    rtol=0,
-    atol=0.03,
-)
-def draw_uniform(rngs):
-    """Any one row, here the sixth, is each of the 16 patterns with the same probability."""
-    return np.full(16, 1 / 16)
-
-
-def shares(rows):
-    return np.bincount(rows @ (1 << np.arange(4)), minlength=16) / len(rows)
-
-
-@oracle_of(
-    designs.orthogonal_array,
-    lambda rng: {},
-    [{"m": 4}, {"m": 5}, {"m": 6}],
-    call=lambda m: (balance(designs.orthogonal_array(m), 12), designs.orthogonal_array(m).shape),
-)
-def orthogonal_array(m):
-    return balanced(4**m, 12), (4**m, 2**m - 1)
