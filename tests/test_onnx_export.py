@@ -234,9 +234,9 @@ def test_rounding_does_not_change_the_key():
     key = onnx_export._key(model, X.shape, answer, "")
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(0, 1e-7, answer.shape)
-        assert onnx_export._key(model, X.shape, answer + noise) == key
+        assert onnx_export._key(model, X.shape, answer + noise, "") == key
     for other in (1.01 * answer, -answer, answer[:, ::-1], answer + 0.01):
-        assert onnx_export._key(model, X.shape, other) != key
+        assert onnx_export._key(model, X.shape, other, "") != key
 
 
 def test_small_outputs_are_compared_too(monkeypatch):

@@ -119,9 +119,9 @@ class Explanation(Storable):
     intercept : () or (T,)
     coef, stderr : (d,) or (T, d)
         Coefficient of each component and its standard error (sandwich formula). Under the
-        orthogonal design it is an upper bound, often several times too large: the formula
-        does not know that the rows balance each other. NaN where nothing is known of it, see
-        `fit`.
+        orthogonal and folded designs it is an upper bound, often several times too large: the
+        formula does not know that the rows balance each other. NaN where nothing is known of it,
+        see `fit`.
     covariance : (d + 1, d + 1) or (T, d + 1, d + 1)
         Of (intercept, coefficients).
     score : () or (T,)
@@ -201,7 +201,7 @@ def explain(
         Bandwidth nu of the weights exp(-D^2 / (2 nu^2)), D the cosine distance to no hiding.
     ridge : float
         Penalty on the coefficients, not on the intercept.
-    design : "iid", "paired" or "orthogonal"
+    design : "iid", "paired", "orthogonal" or "folded"
         How masks are drawn, see `designs.draw`.
     stop : Stop, optional
         Draw further rounds of `n_samples` masks until it is met or its cap is reached.
@@ -284,7 +284,7 @@ def explain(
         )  # fmt: skip
         return masks, outputs
 
-    group, drawn, enough = 2 if design == "paired" else 1, [], d + 1
+    group, drawn, enough = 2 if design in ("paired", "folded") else 1, [], d + 1
     for left in reversed(range(looks)):  # rounds that may still come
         masks, outputs = map(np.concatenate, zip(*drawn, more(), strict=True))
         drawn = [(masks, outputs)]

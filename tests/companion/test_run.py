@@ -138,7 +138,6 @@ def test_declared_figures_must_be_readable_without_running(make_project, cell, m
         (["tiny", "-p", "m", "1"], "allowed: n, scale, mode, seed, device"),
         (["tiny", "-p", "n", "true"], "allowed: int (points drawn)"),
         (["tiny", "-p", "n", "two"], "type str"),
-        (["tiny", "-p", "n", "3", "-p", "n", "4"], "-p sets a parameter twice: n"),
         (["tiny", "-p", "image_folder", "nowhere"], "'nowhere' is no folder: there is no /"),
     ],
 )
@@ -161,6 +160,12 @@ def test_a_folder_is_the_readers_wherever_the_kernel_starts(make_project, tmp_pa
     monkeypatch.chdir(tmp_path / "reader")
     given = runner.plan(project, "tiny", given=[("image_folder", "photos")]).parameters
     assert given["image_folder"] == str(tmp_path / "reader" / "photos")
+
+
+def test_a_parameter_is_set_once(make_project, capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["tiny", "-p", "n", "3", "-p", "n", "4"], make_project())
+    assert end.value.code == 2 and "-p sets a parameter twice: n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", " "])
