@@ -30,6 +30,7 @@ import torch
 from xaiutils import perturb, runtime, segment
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
+from xaiutils.data.images import as_real, no_nan
 from xaiutils.explained import Task, generator
 from xaiutils.gradcam import gradcam as gradcam
 from xaiutils.gradcam import tokens_to_map as tokens_to_map
@@ -210,6 +211,7 @@ def expected_gradients(
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     task = Task(model, x, target, against, log_probability)
+    no_nan("references", as_real(references, "references"))
     references, (n, *shape) = torch.as_tensor(references).detach(), task.x.shape
     m = len(references)
     if m == 0 or list(references.shape[1:]) != shape:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import modules
 
 from xaiutils import probe
+from xaiutils.data.images import as_real, no_nan
 from xaiutils.explained import HOOKS, Task
 
 AFFINE = (
@@ -113,6 +114,7 @@ def deepshap(
     Lundberg and Lee, *A Unified Approach to Interpreting Model Predictions*, NeurIPS 2017.
     """
     task = _task(model, x, target, against, log_probability)
+    no_nan("baselines", as_real(baselines, "baselines"))
     given, (n, *shape) = torch.as_tensor(baselines).detach(), task.x.shape
     each = given.expand(n, *given.shape) if given.ndim == task.x.ndim else given
     if (*each.shape[:1], *each.shape[2:]) != (n, *shape) or each.shape[1] == 0:

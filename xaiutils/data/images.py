@@ -18,8 +18,11 @@ def as_numpy(values) -> np.ndarray:
 def as_real(values, name: str = "x") -> np.ndarray:
     """`values`, called `name`, as an array of booleans, integers or floats that torch knows.
 
-    ValueError for complex numbers, objects, text and long doubles.
+    ValueError for complex numbers, objects, text and long doubles, and for arrays with masked
+    values, which are none.
     """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} has masked values; fill them in, as {name}.filled(0) does")
     values = as_numpy(values)
     if values.dtype.kind not in "biuf" or values.itemsize > 8:
         raise ValueError(f"{name} must hold real numbers of at most 64 bits, got {values.dtype}")
