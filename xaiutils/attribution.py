@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from xaiutils import perturb, runtime, segment
+from xaiutils.data.images import as_real, no_nan
 from xaiutils.deeplift import deeplift as deeplift
 from xaiutils.deeplift import deepshap as deepshap
-from xaiutils.data.images import as_real, no_nan
 from xaiutils.explained import Task, generator
 from xaiutils.gradcam import gradcam as gradcam
 from xaiutils.gradcam import tokens_to_map as tokens_to_map
