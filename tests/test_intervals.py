@@ -319,3 +319,44 @@ def test_nested_shares_count_rows_beside_groups():
     differing = intervals.nested(np.arange(60) % 20 < 6 * (1 + groups), groups)
     bootstrap = intervals.nested((np.arange(60) % 20 < 6 * (1 + groups)).astype(float), groups)
     assert differing[1:3] == bootstrap[1:3]  # wide, as the groups differ
+
+
+# --- arguments, and numbers within [0, 1] ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 95, np.nan])
+def test_a_level_is_between_0_and_1(level):
+    for estimate in (intervals.mean, lambda v, **k: intervals.percentiles(v, 3, **k)):
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got"):
+            estimate([0.1, 0.2, 0.4], level=level)
+
+
+def test_arguments_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="seed must not be negative, got -1"):
+        intervals.mean([0.1, 0.2], seed=-1)
+    with pytest.raises(ValueError, match=r"groups must be one per row, \(3,\), got shape \(1,\)"):
+        intervals.nested([0.1, 0.2, 0.3], ["a"])
+    with pytest.raises(ValueError, match="both tables need a row, got 2 and 0"):
+        intervals.two_samples(lambda m: m[..., 0] - m[..., 1], [1.0, 2.0], [], paired=False)
+
+
+def test_means_of_shares_at_an_end_have_wilsons_interval():
+    """Each unit says 1, in two rows; that of a single unit stays undefined."""
+    units = np.repeat(np.arange(14), 2)
+    found = intervals.mean(np.ones(28), units).of_share()
+    assert [found.low, found.high] == pytest.approx([*map(float, intervals.wilson(14, 14))])
+    none = intervals.mean(np.zeros(28), units).of_share(level=0.8)
+    assert [none.low, none.high] == pytest.approx([*map(float, intervals.wilson(0, 14, 0.8))])
+    inside = intervals.mean(np.linspace(0, 1, 14))
+    assert inside.of_share() is inside
+    assert np.isnan(intervals.mean([1.0], ["one"]).of_share().low)
+
+
+def test_a_difference_of_shares_that_nothing_varies_is_undefined():
+    def difference(means):
+        return means[..., 0] - means[..., 1]
+
+    found = intervals.two_samples(difference, [True] * 5, [False] * 5, paired=False)
+    assert found.value == 1 and np.isnan(found.low) and np.isnan(found.high) and found.n == 10
+    numbers = intervals.two_samples(difference, [1.0] * 5, [0.0] * 5, paired=False)
+    assert (numbers.low, numbers.high) == (1, 1)

@@ -208,6 +208,11 @@ def test_curves_of_lengths_that_differ_are_refused(tmp_path):
         fidelity.Curves.load(path)
 
 
+def test_a_file_needs_a_name(found):
+    with pytest.raises(ValueError, match="path is empty; allowed: the name of a file"):
+        found.save("")
+
+
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing here"):
         lime.Explanation.load(tmp_path / "nothing here")

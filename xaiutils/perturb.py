@@ -252,15 +252,16 @@ def evaluate(
 
 
 def _check_alone(forward, out, masks, build) -> None:
-    """ValueError if the most hidden of some inputs gets another answer alone; asked once a model.
+    """ValueError if the most or the least hidden of some inputs gets another answer alone.
 
     What an input looks like may decide whether a model mixes it with others of its batch, so that
-    this is not seen before.
+    this is not seen before. A model is asked once.
     """
-    i = int(masks.sum(axis=1).argmin())
-    found, expected = out[i : i + 1].copy(), forward.alone(build(masks[i : i + 1]))
-    if probe.differs(found, expected, probe.LOOSE):
-        raise ValueError(probe.mixing(found, expected))
+    kept = masks.sum(axis=1)
+    for i in (int(kept.argmin()), int(kept.argmax())):
+        found, expected = out[i : i + 1].copy(), forward.alone(build(masks[i : i + 1]))
+        if probe.differs(found, expected, probe.LOOSE):
+            raise ValueError(probe.mixing(found, expected))
     forward.alone = None
 
 
