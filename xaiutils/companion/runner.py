@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from papermill.engines import NBClientEngine, papermill_engines
 
 from xaiutils.companion import ledger, provenance, results, scratch, stopping, targets
 from xaiutils.companion.kernel import RunError, run_cells
@@ -29,6 +30,20 @@ from xaiutils.companion.notebooks import (
 )
 
 RESULTS = (".png", ".pdf", ".json")
+
+OUTPUTS_WITHIN = 120  # seconds after its end in which a cell's outputs must have come; 4 elsewhere
+
+
+class _Patient(NBClientEngine):
+    """On a machine with other work a kernel may be late to say that it has shown everything."""
+
+    @classmethod
+    def execute_managed_notebook(cls, *args, **options):
+        own = {"iopub_timeout": OUTPUTS_WITHIN, "raise_on_iopub_timeout": False}
+        return super().execute_managed_notebook(*args, **own | options)
+
+
+papermill_engines.register(None, _Patient)  # the one that is used where none is named
 
 
 @dataclass(frozen=True)
