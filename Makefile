@@ -93,7 +93,7 @@ test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 verify: $(VERIFIED) ## rerun the committed notebooks, compare their check cells (26 min; -j2)
 
 $(VERIFIED): verify-%: | $(STAMP)
-	$(if $(JOBS),$(THREADS)) $(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=1800 \
+	$(if $(JOBS),$(THREADS)) $(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=1800 -o faulthandler_timeout=0 \
 	  notebooks/$*.ipynb
 
 notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
