@@ -7,6 +7,7 @@ import sys
 import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
+from papermill.engines import NBClientEngine, papermill_engines
 
 from xaiutils.companion import kernel, notebooks, provenance, results, run, runner
 from xaiutils.companion.notebooks import ProjectError
@@ -305,3 +306,14 @@ def test_normalise_joins_streams_and_drops_times():
     assert "papermill" not in notebook.metadata
     notebooks.normalise(notebook, keep_stderr=False)
     assert [output.text for output in cell.outputs] == ["abc"]
+
+
+def test_a_late_kernel_is_waited_for_and_its_cell_not_given_up(monkeypatch):
+    """By default the wait ends after 4 s, with an error."""
+    given = {}
+    monkeypatch.setattr(
+        NBClientEngine, "execute_managed_notebook", lambda *args, **options: given.update(options)
+    )
+    papermill_engines.get_engine(None).execute_managed_notebook(None, "python3", start_timeout=60)
+    late = {"iopub_timeout": runner.OUTPUTS_WITHIN, "raise_on_iopub_timeout": False}
+    assert given == late | {"start_timeout": 60}
