@@ -96,7 +96,7 @@ $(VERIFIED): verify-%: | $(STAMP)
 	$(if $(JOBS),$(THREADS)) $(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=1800 -o faulthandler_timeout=0 \
 	  notebooks/$*.ipynb
 
-notebooks: $(UPDATES) ## rerun the notebooks and write the outputs back into them (26 min)
+notebooks: $(UPDATES) ## write the outputs back into the notebooks; reruns those that changed
 	$(PYTHON) -m xaiutils.claims
 	$(PYTHON) -m xaiutils.companion.readme
 

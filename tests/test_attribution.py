@@ -443,7 +443,7 @@ def test_expected_gradients_of_one_reference_converge_to_integrated_gradients(ne
 def test_expected_gradients_draw_only_candidates(net, images):
     references = np.random.default_rng(6).random((6, *SHAPE))
     own = np.array([4, 1])
-    others = np.full_like(references, np.nan)
+    others = references + 10  # no image of this kind
     others[own] = references[own]
     found = attribution.expected_gradients(
         net, images, others, TARGET, candidates=[own] * N, n_samples=20
@@ -452,8 +452,11 @@ def test_expected_gradients_draw_only_candidates(net, images):
     assert_array_equal(found, alone)
     # Each input has candidates of its own.
     mixed = [own] * (N - 1) + [[2]]
-    with pytest.raises(ValueError, match=f"NaN or infinity at .*, first for input {N - 1}"):
-        attribution.expected_gradients(net, images, others, TARGET, candidates=mixed, n_samples=20)
+    found = attribution.expected_gradients(
+        net, images, others, TARGET, candidates=mixed, n_samples=20
+    )
+    assert_array_equal(found[:-1], alone[:-1])
+    assert abs(found[-1] - alone[-1]).max() > 1e-3
 
 
 def test_expected_gradients_seed_decides_the_draws(net, images):

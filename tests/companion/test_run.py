@@ -7,7 +7,6 @@ import sys
 import nbformat
 import pytest
 from conftest import CLAIM, FIGURE, PARAMETERS
-from papermill.engines import NBClientEngine, papermill_engines
 
 from xaiutils.companion import kernel, notebooks, provenance, results, run, runner
 from xaiutils.companion.notebooks import ProjectError
@@ -214,6 +213,7 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     assert ran.metadata.xaiutils.profile == "default"
     assert json.loads(first["claims.json"])["claims"]["rises"]["cell"] == 3
 
+    copy.unlink()  # so that it runs again
     assert run.main(["--update", "tiny"], project) == 0
     assert {**files(figures), "copy": copy.read_bytes()} == first
     shown = project.read("tiny")
@@ -225,6 +225,30 @@ def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_
     assert set(shown.metadata) == {"kernelspec", "language_info", "xaiutils"}
     assert shown.metadata.xaiutils == {"sha256": results.notebook_seal(shown)}
     assert copy.stat().st_mtime >= project.notebook("tiny").stat().st_mtime
+
+
+def test_update_takes_the_outputs_of_a_run_that_is_current(make_project, monkeypatch, capsys):
+    project = make_project(FIGURE, "1 + 1")
+    assert run.main(["tiny"], project) == 0
+    notebook = project.read("tiny")
+    notebook.cells.append(nbformat.v4.new_markdown_cell("Said afterwards."))
+    nbformat.write(notebook, project.notebook("tiny"))
+
+    def ran(*arguments):
+        raise kernel.RunError("it ran again")
+
+    monkeypatch.setattr(runner, "run_cells", ran)
+    assert run.main(["--update", "tiny"], project) == 0
+    shown = project.read("tiny")
+    assert shown.cells[2].outputs[0].data["text/plain"] == "2"
+    assert shown.cells[-1].source == "Said afterwards."
+    assert results.notebook_seal(shown) == shown.metadata.xaiutils["sha256"]
+    assert "outputs of the run that made" in capsys.readouterr().out
+
+    shown.cells[2].source = "1 + 2"  # code makes it old
+    nbformat.write(shown, project.notebook("tiny"))
+    assert run.main(["--update", "tiny"], project) == 1
+    assert "it ran again" in capsys.readouterr().err
 
 
 def test_changed_parameters_leave_the_committed_figures_alone(make_project):
@@ -308,12 +332,14 @@ def test_normalise_joins_streams_and_drops_times():
     assert [output.text for output in cell.outputs] == ["abc"]
 
 
-def test_a_late_kernel_is_waited_for_and_its_cell_not_given_up(monkeypatch):
-    """By default the wait ends after 4 s, with an error."""
+def test_a_late_kernel_is_waited_for(make_project, monkeypatch):
+    """By default the wait for the outputs of a cell that has ended is 4 s."""
     given = {}
-    monkeypatch.setattr(
-        NBClientEngine, "execute_managed_notebook", lambda *args, **options: given.update(options)
-    )
-    papermill_engines.get_engine(None).execute_managed_notebook(None, "python3", start_timeout=60)
-    late = {"iopub_timeout": runner.OUTPUTS_WITHIN, "raise_on_iopub_timeout": False}
-    assert given == late | {"start_timeout": 60}
+
+    def execute(notebook, path, **options):
+        given.update(options)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(kernel.papermill, "execute_notebook", execute)
+    assert run.main(["tiny"], make_project("n")) == 1
+    assert given["iopub_timeout"] == kernel.OUTPUTS_WITHIN > 60

@@ -22,6 +22,8 @@ from xaiutils.companion.notebooks import first_line
 from xaiutils.data import assets
 
 SILENT_SECONDS = 600  # in one cell, after which a line says that it still runs
+# After its end, until a cell's outputs must have come; 4 elsewhere, which a busy machine exceeds.
+OUTPUTS_WITHIN = 120
 STILL = "has been running for"  # in each such line
 
 
@@ -70,6 +72,7 @@ def run_cells(notebook, overrides, run, partial, cell_timeout=None):
                 language="python",
                 progress_bar=_progress(run),
                 execution_timeout=cell_timeout,
+                iopub_timeout=OUTPUTS_WITHIN,
                 # The kernel's folder; papermill's own `cwd` would move this whole process.
                 resources={"metadata": {"path": str(Path(run.root) / "notebooks")}},
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from papermill.engines import NBClientEngine, papermill_engines
 
 from xaiutils.companion import ledger, provenance, results, scratch, stopping, targets
 from xaiutils.companion.kernel import RunError, run_cells
@@ -30,20 +29,6 @@ from xaiutils.companion.notebooks import (
 )
 
 RESULTS = (".png", ".pdf", ".json")
-
-OUTPUTS_WITHIN = 120  # seconds after its end in which a cell's outputs must have come; 4 elsewhere
-
-
-class _Patient(NBClientEngine):
-    """On a machine with other work a kernel may be late to say that it has shown everything."""
-
-    @classmethod
-    def execute_managed_notebook(cls, *args, **options):
-        own = {"iopub_timeout": OUTPUTS_WITHIN, "raise_on_iopub_timeout": False}
-        return super().execute_managed_notebook(*args, **own | options)
-
-
-papermill_engines.register(None, _Patient)  # the one that is used where none is named
 
 
 @dataclass(frozen=True)
@@ -307,6 +292,8 @@ def _write_notebook(path, notebook):
 def update(project, name, cell_timeout=None):
     """Run the default profile and write its outputs back into the notebook itself.
 
+    A run whose results are current, as `make figures` leaves it, is not made again.
+
     Parameters
     ----------
     project, name, cell_timeout
@@ -320,17 +307,21 @@ def update(project, name, cell_timeout=None):
     """
     path = project.notebook(name).resolve()  # a link stays one
     targets.check_writable(path.parent)
-    copy = execute(project, name, cell_timeout=cell_timeout)
+    todo = plan(project, name)
+    if is_finished(todo):
+        print(f"{name}: outputs of the run that made {os.path.relpath(todo.figures)}")
+        copy = todo.copy
+    else:
+        copy = execute(project, name, cell_timeout=cell_timeout)
     notebook, executed = project.read(name), read_notebook(copy)
-    if [(c.cell_type, c.source) for c in notebook.cells] != [
-        (c.cell_type, c.source) for c in executed.cells
-    ]:
+    # Text between them may have been edited since: it says nothing that was run.
+    cells, ran = ([c for c in nb.cells if c.cell_type == "code"] for nb in (notebook, executed))
+    if [c.source for c in cells] != [c.source for c in ran]:
         raise RunError(
             f"{path} was edited during the run and is left as it is; the run is in {copy}"
         )
-    for cell, ran in zip(notebook.cells, executed.cells, strict=True):
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    for cell, done in zip(cells, ran, strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
     normalise(notebook, keep_stderr=False)
     with stopping.held():
         try:
