@@ -9,6 +9,7 @@ from conftest import CLAIM
 from xaiutils import intervals
 from xaiutils.companion import claims, ledger, provenance
 from xaiutils.companion.notebooks import ProjectError
+from xaiutils.companion.results import INVALID
 
 OTHER = (
     CLAIM.replace('"rises"', '"falls"')
@@ -135,6 +136,56 @@ def test_an_undefined_interval_of_one_unit_is_recorded_and_inconclusive(project)
     assert "| 0.7 dB [undefined] | 1 | **inconclusive** |" in claims.table().data
     text = ledger.summary(project)
     assert "| inconclusive | 2 |" in text and "0.7 dB [undefined]<br>" in text
+
+
+@pytest.fixture
+def tested(project):
+    """The same project, where "second" is tested by what "rises" says is a valid test."""
+    text = project.ledger.read_text()
+    project.ledger.write_text(text.replace('id = "second"', 'id = "second"\ntest = "rises"'))
+    return project
+
+
+@pytest.mark.parametrize(
+    ("control", "verdict"),
+    [((0.9, 0.8, 1.0), "holds"), ((0.1, 0.0, 0.2), INVALID), ((0.6, 0.4, 0.8), INVALID)],
+)
+def test_a_claim_has_a_verdict_only_where_its_test_is_valid(tested, control, verdict):
+    claims.record("rises", *control, n=20)
+    assert claims.record("second", 0.9, 0.8, 1.0, n=20) == verdict
+    assert records(tested)["claims"]["second"]["verdict"] == verdict
+    assert (
+        f"| **{verdict}** | slope above 0.5; tested only if `rises` holds |" in claims.table().data
+    )
+    text = ledger.summary(tested)
+    assert f"| {verdict} | {2 if verdict == 'holds' else 1} |" in text
+    said = ledger.why(tested, "second")
+    assert "test       valid only if rises holds: " in said and f"verdict    {verdict}" in said
+
+
+def test_a_test_that_was_not_run_is_not_valid(tested):
+    claims.not_run("rises", "no data")
+    assert claims.record("second", 0.9, 0.8, 1.0, n=20) == INVALID
+
+
+def test_a_claim_that_was_not_run_stays_so_without_a_valid_test(tested):
+    claims.record("rises", 0.1, 0.0, 0.2, n=20)
+    claims.not_run("second", "no data")
+    assert "**not run**" in claims.table().data.splitlines()[3]
+
+
+def test_the_test_is_recorded_first(tested):
+    with pytest.raises(ValueError, match="second: record rises first"):
+        claims.record("second", 0.9, 0.8, 1.0, n=20)
+    assert not tested.figures("default", "tiny").exists()
+
+
+@pytest.mark.parametrize("test", ['"third"', '"falls"', '"second"', "3", '["rises"]', '""'])
+def test_a_test_is_a_claim_of_the_same_notebook_without_one(project, test):
+    text = project.ledger.read_text()
+    project.ledger.write_text(text.replace('id = "second"', f'id = "second"\ntest = {test}'))
+    with pytest.raises(ProjectError, match=r"claim 'second': test must be .* allowed: rises"):
+        claims.load(project.ledger)
 
 
 def test_not_run_needs_a_reason(project):

@@ -1,5 +1,7 @@
 """Claims over seeds: interval of the mean, and which verdict follows from it."""
 
+import dataclasses
+
 import pytest
 
 from xaiutils.companion import claims, over_seeds
@@ -36,7 +38,34 @@ def test_not_run_is_counted_and_not_averaged():
     found = over_seeds.summarise(ABOVE, {0: record(1.0), 4: silent, 7: record(2.0, spread=3)})
     assert found["values"] == {"0": 1.0, "4": None, "7": 2.0}
     assert (found["mean"], found["n_seeds"], found["unit"]) == (1.5, 2, "dB")
-    assert found["seeds_by_verdict"] == {"holds": 1, "fails": 0, "inconclusive": 1, "not run": 1}
+    assert list(found["seeds_by_verdict"]) == list(claims.VERDICTS)
+    assert {k: n for k, n in found["seeds_by_verdict"].items() if n} == {
+        "holds": 1,
+        "inconclusive": 1,
+        "not run": 1,
+    }
+
+
+@pytest.mark.parametrize(("passed", "verdict"), [(1.0, "holds"), (-1.0, "test not valid")])
+def test_a_claim_whose_test_is_not_valid_over_seeds_gets_no_verdict(passed, verdict):
+    tested = dataclasses.replace(ABOVE, test=ABOVE)
+    records = {seed: record(2.0 + seed / 100) | {"test": record(passed)} for seed in range(3)}
+    found = over_seeds.summarise(tested, records)
+    assert found["verdict"] == verdict
+    assert found["seeds_by_verdict"][verdict] == 3
+    one = over_seeds.summarise(tested, {0: records[0]})
+    assert one["verdict"] is None and one["seeds_by_verdict"][verdict] == 1
+
+
+def test_a_test_that_differs_between_seeds_is_judged_over_them():
+    tested = dataclasses.replace(ABOVE, test=ABOVE)
+    records = {
+        seed: record(2.0 + seed / 100) | {"test": record(value)}
+        for seed, value in enumerate([2.0, 2.0, -1.0])
+    }
+    found = over_seeds.summarise(tested, records)
+    assert found["verdict"] == "test not valid"
+    assert found["seeds_by_verdict"]["holds"] == 2
 
 
 def test_seeds_of_one_unit_each_are_inconclusive_and_still_averaged():

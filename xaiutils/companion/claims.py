@@ -5,7 +5,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from IPython import get_ipython
@@ -53,6 +53,10 @@ class Claim:
         The paper's own value.
     figure : str or None
         The figure of that notebook to look at.
+    test : Claim or None
+        The claim that what measures this one is a valid test, such as that a perfect explanation
+        passes it; of the same notebook, and without a test of its own. Unless it holds, this claim
+        gets no other verdict than "test not valid".
     """
 
     id: str
@@ -63,6 +67,7 @@ class Claim:
     notebook: str
     published: str | float | None = None
     figure: str | None = None
+    test: "Claim | None" = None
 
     def __post_init__(self):
         rule = self.rule if isinstance(self.rule, dict) else {}
@@ -150,15 +155,26 @@ def load(path):
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ProjectError("claims.toml: claim must be a list of tables, each headed [[claim]]")
     known = sorted(notebook.stem for notebook in path.parent.glob("*.ipynb"))
-    ledger = {}
+    ledger, tests = {}, {}
     for entry in entries:
         try:
-            claim = Claim(**entry)
+            claim = Claim(**{key: value for key, value in entry.items() if key != "test"})
         except TypeError as error:
             raise ProjectError(f"claims.toml, claim {entry.get('id')!r}: {error}") from None
         if claim.id in ledger:
             raise ProjectError(f"claims.toml: id {claim.id!r} is used twice")
         ledger[claim.id] = claim
+        if "test" in entry:
+            tests[claim.id] = entry["test"]
+    for key, test in tests.items():
+        others = [c.id for c in ledger.values() if c.notebook == ledger[key].notebook]
+        allowed = [other for other in others if other not in tests]
+        if test not in allowed:
+            raise ProjectError(
+                f"claims.toml, claim {key!r}: test must be a claim of the same notebook without a "
+                f"test of its own, got {test!r}; allowed: {', '.join(allowed) or 'none'}"
+            )
+    ledger |= {key: replace(ledger[key], test=ledger[test]) for key, test in tests.items()}
     for claim in ledger.values():
         if claim.notebook not in known:
             raise ProjectError(
@@ -186,13 +202,14 @@ def record(claim_id, value, low, high, n, unit=""):
     Returns
     -------
     str
-        "holds", "fails" or "inconclusive".
+        "holds", "fails", "inconclusive" or "test not valid".
 
     Raises
     ------
     ValueError
         If the claim is not this notebook's, a number is not finite (but for an interval of one
-        unit), `value` lies outside the interval or `n` is not positive.
+        unit), `value` lies outside the interval, `n` is not positive, or the claim that its test
+        is valid was not recorded before.
     """
     if n != int(n) or n < 1:
         raise ValueError(f"{claim_id}: n = {n!r} must be a positive whole number")
@@ -206,8 +223,13 @@ def record(claim_id, value, low, high, n, unit=""):
         )
     if not undefined and not low <= value <= high:
         raise ValueError(f"{claim_id}: value {value} lies outside its interval [{low}, {high}]")
-    verdict = _claim(claim_id).verdict(low, high)
     entry = {"value": value, "low": low, "high": high, "n": int(n), "unit": unit}
+    claim = _claim(claim_id)
+    if claim.test and claim.test.id not in _records:
+        raise ValueError(
+            f"{claim_id}: record {claim.test.id} first, which says if its test is valid"
+        )
+    verdict = verdict_of(claim, with_test(claim, _records | {claim_id: entry}))
     _save(claim_id, {"verdict": verdict, **entry})
     return verdict
 
@@ -282,13 +304,14 @@ def table(notebook=None):
     notebook = notebook or run.notebook
     claims = load(Project(Path(run.root)).ledger).values()
     rows = [c for c in claims if (c.notebook == notebook if notebook else c.id in _records)]
-    return Markdown(HEADER + "".join(row(claim, _records.get(claim.id)) for claim in rows))
+    return Markdown(HEADER + "".join(row(claim, with_test(claim, _records)) for claim in rows))
 
 
 def row(claim, found, links=()):
     """One line of the table of claims, by the record `found` or None, with links in Markdown."""
     published = "–" if claim.published is None else f"{claim.published}"
     found = found or {"reason": "no record yet"}
+    rule = claim.rule["text"] + (f"; tested only if `{claim.test.id}` holds" if claim.test else "")
     if "reason" in found:
         measured, n = found["reason"], "–"
     else:
@@ -299,7 +322,7 @@ def row(claim, found, links=()):
         "<br>".join(filter(None, (measured, " · ".join(links)))),
         n,
         f"**{verdict_of(claim, found)}**",
-        claim.rule["text"],
+        rule,
     )
     return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |\n"
 
@@ -312,13 +335,28 @@ def _interval(found):
     return f"{value}{unit}" if low == high else f"{value}{unit} [{low}, {high}]"
 
 
+def with_test(claim, records):
+    """The record of a claim, or None, with that of the claim that its test is valid.
+
+    Parameters
+    ----------
+    claim : Claim
+    records : mapping of str to dict
+        By id.
+    """
+    found = records.get(claim.id)
+    return found | {"test": records.get(claim.test.id)} if found and claim.test else found
+
+
 def verdict_of(claim, found):
-    """The verdict of a claim, one of `VERDICTS`, by its record or None.
+    """The verdict of a claim, one of `VERDICTS`, by its record (see `with_test`) or None.
 
     It follows from the recorded numbers, not from the recorded word: today's rule decides.
     """
     if "value" not in (found or {}):
         return "not run"
+    if claim.test and verdict_of(claim.test, found.get("test")) != "holds":
+        return results.INVALID
     # Without an interval no rule decides.
     return claim.verdict(
         *(math.nan if found[end] is None else found[end] for end in ("low", "high"))

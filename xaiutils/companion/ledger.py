@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 
 from xaiutils.companion import numbers_in_prose, provenance, results
-from xaiutils.companion.claims import HEADER, PAPERS, VERDICTS, load, row, verdict_of
+from xaiutils.companion.claims import HEADER, PAPERS, VERDICTS, load, row, verdict_of, with_test
 from xaiutils.companion.notebooks import Project, ProjectError, figure_names
 from xaiutils.data import assets
 
@@ -46,7 +46,7 @@ def measured(project):
                 f"claims.toml, claim {claim.id!r}: {claim.notebook} draws no figure "
                 f"{claim.figure!r}; allowed: {', '.join(allowed) or 'none'}"
             )
-    return {key: (claim, found[claim.notebook].get(key)) for key, claim in ledger.items()}
+    return {key: (c, with_test(c, found[c.notebook])) for key, c in ledger.items()}
 
 
 def summary(project):
@@ -156,6 +156,7 @@ def why(project, claim_id):
         "holds if": f"{rule['text']} ({rule['kind']}: {', '.join(bounds)})",
         "measured": _measured(record),
         "verdict": verdict_of(claim, record),
+        **(_test(claim, found) if claim.test else {}),
         "notebook": f"notebooks/{claim.notebook}.ipynb"
         + (f", code cell {record['cell']}" if record and "cell" in record else ""),
         "figure": f"figures/{claim.notebook}/{claim.figure}.png" if claim.figure else "–",
@@ -168,6 +169,12 @@ def why(project, claim_id):
         lines["made from"] = ", ".join((*recorded, f"{len(hashes['assets'])} assets"))
         lines["since then"] = f"changed: {'; '.join(changed)}" if changed else "nothing changed"
     return claim_id + "".join(f"\n  {key:<11}{' '.join(v.split())}" for key, v in lines.items())
+
+
+def _test(claim, found):
+    """The line on the test of a claim."""
+    said = verdict_of(*found[claim.test.id])
+    return {"test": f"valid only if {claim.test.id} holds: {said} ({claim.test.statement})"}
 
 
 def _measured(record):

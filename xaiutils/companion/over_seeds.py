@@ -44,7 +44,7 @@ def summarise(claim, records):
     ----------
     claim : claims.Claim
     records : dict of int to dict
-        By seed, as `claims.record` and `claims.not_run` write them.
+        By seed, as `claims.record` and `claims.not_run` write them; see `claims.with_test`.
 
     Returns
     -------
@@ -60,6 +60,10 @@ def summarise(claim, records):
     bounds = interval(measured)
     low, high = provenance.plain(bounds or (None, None))
     verdict = claim.verdict(low, high) if bounds else None if measured else "not run"
+    if claim.test and verdict in ("holds", "fails", "inconclusive"):
+        tests = {seed: record.get("test") or {} for seed, record in records.items()}
+        if summarise(claim.test, tests)["verdict"] != "holds":
+            verdict = results.INVALID
     return {
         "values": values,
         "unit": next((record["unit"] for record in records.values() if "unit" in record), ""),
@@ -102,7 +106,7 @@ def write(project, plans, failed=()):
     }
     own = {key: c for key, c in claims.load(project.ledger).items() if key in first.claim_ids}
     found = {
-        key: summarise(claim, {seed: records[key] for seed, records in files.items()})
+        key: summarise(claim, {s: claims.with_test(claim, records) for s, records in files.items()})
         for key, claim in own.items()
     }
     content = {

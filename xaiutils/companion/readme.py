@@ -125,7 +125,8 @@ def block(project):
         measured = f"{h.measured}: **{h.verdict}** (`{h.claim}`)" if h.measured else "–"
         text += _line(f"[{name}](notebooks/{name}.ipynb){paper}", h.asks or "–", measured)
     verdicts = VERDICTS
-    text += f"\n| claims | {' | '.join(verdicts)} | figures | minutes |\n|:--|{'--:|' * 6}\n"
+    text += f"\n| claims | {' | '.join(verdicts)} | figures | minutes |\n"
+    text += f"|:--|{'--:|' * (len(verdicts) + 2)}\n"
     for name, h in found.items():
         figures = f"[{len(figure_names(project.read(name)))}](figures/{name})"
         text += _line(name, *(h.counts[v] for v in verdicts), figures, h.minutes or "–")

@@ -16,7 +16,8 @@ from xaiutils.companion.notebooks import ProjectError, shown
 
 SEAL = "sha256"
 PICTURE = "png_sha256"
-VERDICTS = ("holds", "fails", "inconclusive", "not run")
+INVALID = "test not valid"
+VERDICTS = ("holds", "fails", "inconclusive", INVALID, "not run")
 
 _HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _TEXT = {"type": "string"}
