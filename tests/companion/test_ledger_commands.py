@@ -44,8 +44,8 @@ def test_summary_counts_first_then_a_table_per_paper(project, write_results, cap
     assert main(project=project) == 0
     assert capsys.readouterr().out == "wrote figures/CLAIMS.md\n"
     text = (project.root / "figures" / "CLAIMS.md").read_text()
-    counts = (("holds", 0), ("fails", 1), ("inconclusive", 0), ("test not valid", 0), ("not run", 1))
-    assert "".join(f"| {verdict} | {n} |\n" for verdict, n in counts) in text
+    counts = {"holds": 0, "fails": 1, "inconclusive": 0, "test not valid": 0, "not run": 1}
+    assert "".join(f"| {verdict} | {n} |\n" for verdict, n in counts.items()) in text
     first, second = text.split("## Paper 2")[1].split("## Paper 3")
     assert "[tiny](../notebooks/tiny.ipynb)" in first
     links = "[notebook tiny](../notebooks/tiny.ipynb) · [line](tiny/line.png)"
