@@ -41,12 +41,16 @@ REQUIRED = {
     """,
     4: """
         gx-baseline-closer gx-baseline-flips gx-baseline-realistic gx-no-gan-unrealistic
-        gx-flip-rate-blind-flips gx-flip-rate-blind-transfer gx-zero-not-one-vs-one
-        gx-saliency-improves gx-saliency-two-class gx-perturbation-common gx-perturbation-own
-        gx-own-filler-decides gx-absdiff-confound gx-deeplift-task gx-localisation
-        gx-localisation-control gx-cascade gx-cascade-confound gx-ablate-similarity
-        gx-ablate-classifier gx-ablate-critic gx-ig-shap-agree gx-ig-shap-agree-zero
-        gx-colour-factor
+        gx-flip-rate-blind-flips gx-flip-rate-blind-transfer gx-exact-contrast
+        gx-zero-not-one-vs-one gx-exact-saliency gx-saliency-zero gx-saliency-mdts
+        gx-saliency-two-class-zero gx-saliency-two-class-mdts gx-exact-perturbation
+        gx-perturbation-zero gx-perturbation-mdts gx-exact-own-filler gx-perturbation-own-zero
+        gx-perturbation-own-mdts gx-own-filler-decides gx-absdiff-confound gx-exact-conversion
+        gx-deeplift-task gx-exact-region gx-localisation-zero gx-localisation-mdts
+        gx-localisation-control gx-exact-cascade gx-cascade-zero gx-cascade-mdts
+        gx-cascade-floor gx-cascade-confound gx-ablate-similarity gx-ablate-classifier
+        gx-ablate-critic gx-exact-mask-test gx-tests-ordered gx-ig-shap-agree
+        gx-ig-shap-agree-zero gx-colour-factor
     """,
 }
 

@@ -231,3 +231,31 @@ def test_grid_of_weights():
     assert ax.images[0].get_array()[0, 2] == row["value"]
     words = f"{row['value']:.2f}\n[{row['low']:.2f}, {row['high']:.2f}]"
     assert {t.get_position() for t in ax.texts if t.get_text() == words} == {(2, 0)}
+
+
+def test_effects_have_a_row_per_test_and_a_mark_per_rival():
+    tests = ["perturbation, blur", "mask test", "region"]
+    table = estimates(test=tests, rival=["zero", "MDTS", "noise"])
+    colours = table[table["test"] != "region"]
+    fig = plots.effects({"colours": colours, "scenes": table}, ["zero", "MDTS"])
+    shown = texts(fig)
+    assert {"against zero", "against MDTS", "scenes (n = 40)", *tests} <= set(shown)
+    assert "against noise" not in shown
+    for ax, rows in zip(fig.axes, (colours, table), strict=True):
+        assert bars(ax, 0) == ends(rows[rows["rival"] != "noise"])
+        assert len([line for line in ax.lines if list(line.get_xdata()) == [0, 0]]) == 1
+
+
+def test_doses_stand_in_order_with_the_best_on_top():
+    names = ["exact", "half", "noise"]
+    table = estimates(test=["good", "blind"], baseline=[*names[::-1]])
+    table[["value", "low", "high"]] *= 3
+    few = table[table["test"] == "good"]
+    fig = plots.doses({"colours": few, "scenes": table}, names)
+    assert {"exact", "noise", "as they are", "good", "blind"} <= set(texts(fig))
+    for ax, rows in zip(fig.axes, (few, table), strict=True):
+        assert bars(ax, 1) == ends(rows)
+        assert ax.get_ylim()[0] > ax.get_ylim()[1]
+        for container, test in zip(ax.containers, ("good", "blind"), strict=False):
+            wanted = rows[rows["test"] == test].set_index("baseline")["value"][names]
+            np.testing.assert_allclose(container[0].get_ydata().astype(float), wanted)

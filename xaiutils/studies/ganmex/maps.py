@@ -207,11 +207,12 @@ def cascade(
                 before = original["GANMEX" if name.endswith("retrained") else name]
                 after = explain(case, b, "IG", model=model)
                 key = {"run": seed, "baseline": name, "layers": k, "image": np.arange(len(b))}
-                rows.append(pd.DataFrame(key | _similar(before, after, changed(case.images, b))))
+                rows.append(pd.DataFrame(key | similar(before, after, changed(case.images, b))))
     return pd.concat(rows, ignore_index=True)
 
 
-def _similar(before, after, support) -> dict[str, np.ndarray]:
+def similar(before, after, support) -> dict[str, np.ndarray]:
+    """Similarity of maps (n, C, H, W) of each image, (n,), by measure; see `cascade`."""
     found = {how: sanity.similarity(before, after, how) for how in ("signed", "absolute", "ssim")}
     return found | {"within": sanity.similarity(before, after, "within", support)}
 

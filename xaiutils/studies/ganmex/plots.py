@@ -354,6 +354,49 @@ def conversion(table: pd.DataFrame, pairs: Sequence[str], baselines: Sequence[st
     return fig
 
 
+def effects(tables: Mapping[str, pd.DataFrame], rivals: Sequence[str]):
+    """By how much the exact counterfactual wins each test (rows) against rivals (marks).
+
+    `tables` by problem, a panel each, with columns test, rival.
+    """
+    tests = list(dict.fromkeys(test for table in tables.values() for test in table["test"]))
+    fig, axes = _panels(len(tables), 1.2 + 0.3 * len(tests), sharey=True, sharex=True)
+    for ax, (problem, table) in zip(axes[0], tables.items(), strict=True):
+        rows = table[table["rival"].isin(rivals) & table["value"].notna()]
+        _marks(ax, rows, "test", tests, "rival", {name: f"against {name}" for name in rivals})
+        ax.axvline(0, color="0.3", linestyle="--", linewidth=0.9)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set(title=f"{problem} ({_n(rows)})", xlabel="exact wins by (standard deviations)")
+        ax.xaxis.set_major_locator(FixedLocator([-5, -1, 0, 1, 5]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _legend(fig, axes, most=4)
+    return fig
+
+
+def doses(tables: Mapping[str, pd.DataFrame], names: Sequence[str]):
+    """Mean place that each test (marks) gives baselines `names` of known quality, the best first.
+
+    `tables` by problem, a panel each, with columns test, baseline.
+    """
+    tests = list(dict.fromkeys(test for table in tables.values() for test in table["test"]))
+    fig, axes = _panels(len(tables), 3.2, sharey=True)
+    places = np.arange(1, len(names) + 1)
+    for ax, (problem, table) in zip(axes[0], tables.items(), strict=True):
+        ax.plot(places, places, color="0.6", linewidth=4, alpha=0.5, label="as they are")
+        for index, test in enumerate(tests):
+            part = table[table["test"] == test].set_index("baseline").reindex(names)
+            if part["value"].notna().any():
+                x = places + _dodge(index, len(tests), 0.4)
+                _bars(ax, x, part, _MARKS[index], test)
+        ax.set(title=f"{problem} ({_n(table)})", xticks=places, ylim=(len(names) + 0.3, 0.7))
+        ax.set_xticklabels([textwrap.fill(name, 8) for name in names])
+        ax.set_xlabel("baseline, the best first")
+    axes[0, 0].set_ylabel("mean place given by the test")
+    _legend(fig, axes, most=5, handlelength=3)
+    return fig
+
+
 def grid(table: pd.DataFrame):
     """Transfer and L1 by the weights of two losses; columns classifier, similarity, quantity."""
     fig, axes = _panels(2, 2.3, sharey=True)
