@@ -2,7 +2,7 @@
 # torch.onnx: a module that counts its inputs is exported for one size of batch only, although a
 # dynamic one was asked for, and without an error.
 #
-# Version:   torch 2.14.1, onnx 1.23.2, onnxscript 0.7.2, onnxruntime 1.31.1; Linux, Python 3.11.
+# Version:   torch 2.14.1, onnx 1.23.2, onnxscript 0.7.2, onnxruntime 1.31.1, numpy 2.4.6; Linux, Python 3.11.
 # Behaviour: torch.onnx.export(dynamo=True, dynamic_shapes={0: Dim("batch")}) of a forward pass with
 #            `self.seen += len(x)` succeeds, but the exported input has the size of the example. The
 #            session then refuses every other size. Without the counter the size is dynamic.
@@ -18,7 +18,7 @@ trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
 venv/bin/pip install --quiet --disable-pip-version-check \
-  torch==2.14.1 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.31.1 numpy==2.5.5
+  torch==2.14.1 onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.31.1 numpy==2.4.6
 
 venv/bin/python - 2>/dev/null <<'EOF'
 import io
