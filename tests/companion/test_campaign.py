@@ -85,7 +85,8 @@ def test_seeds_run_at_once_and_their_claims_are_summed_up(make_project, monkeypa
     assert found["hashes"] == provenance.input_hashes(project.root, project.read("tiny"))
     rises = found["claims"]["rises"]
     assert rises["values"] == {"0": 0.5, "1": 1.5}
-    assert rises["seeds_by_verdict"] == {"holds": 1, "fails": 0, "inconclusive": 1, "not run": 0}
+    counts = {verdict: n for verdict, n in rises["seeds_by_verdict"].items() if n}
+    assert counts == {"holds": 1, "inconclusive": 1}
     assert (rises["mean"], rises["low"], rises["high"]) == (1.0, -5.3531, 7.3531)  # t = 12.7062
     assert (folder / "claims.md").read_text() in shown
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from xaiutils import intervals
 from xaiutils.companion import claims
 from xaiutils.studies.ganmex import cases, maps, models, perfect
 
@@ -159,3 +160,9 @@ def test_own_fillers_are_compared_as_shares(case, images):
         rankings = {name: maps.explain(case, b, "IG") for name, b in used.items()}
         table = maps.removal(case, rankings, used)
         assert_allclose(found, maps.own_share(table, "exact", rival), rtol=1e-3)
+
+
+def test_the_farthest_from_zero_decides():
+    near, below, above = (intervals.Estimate(v, v - 1, v + 1, 9) for v in (0.5, -3, 2))
+    assert perfect.farthest([near, below, above]) is below
+    assert perfect.farthest([above, near]) is above
