@@ -13,6 +13,7 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "__main__": "a command",
     "claims": "a command",
     "run": "a command",
+    "constrained_gan": "training; compared with ganmex's in test_constrained_gan",
     "design_search": "writes a table, see test_designs",
     "explained": "checks what is explained, see test_attribution",
     "gan_networks": "layers, see test_ganmex",

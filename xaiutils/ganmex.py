@@ -273,6 +273,7 @@ def train(
     *,
     seed: int = 0,
     checkpoint: Path | None = None,
+    training: type[Training] = Training,
 ) -> Generator:
     """Train a generator against a frozen classifier.
 
@@ -289,6 +290,8 @@ def train(
     checkpoint : Path, optional
         Where the state is kept, so that an interrupted training resumes; removed at the end. Its
         folder is made.
+    training : type
+        What makes the steps; `settings` are of its kind.
 
     Returns
     -------
@@ -302,8 +305,8 @@ def train(
     xaiutils.classifiers.trained.TrainedError
         The checkpoint is damaged or another training's.
     """
-    _check(model, images, labels, settings)
-    state = Training(model, images, labels, settings, seed)
+    _check(model, images, labels, own_head=getattr(settings, "own_head", False))
+    state = training(model, images, labels, settings, seed)
     if checkpoint is not None and checkpoint.exists():
         state.resume(checkpoint)
     frozen = [p.requires_grad for p in model.parameters()]
@@ -327,7 +330,7 @@ def train(
     return state.average.eval().requires_grad_(False)
 
 
-def _check(model, images, labels, settings) -> None:
+def _check(model, images, labels, *, own_head: bool) -> None:
     if not (
         images.ndim == 4
         and images.is_floating_point()
@@ -348,7 +351,7 @@ def _check(model, images, labels, settings) -> None:
     device = next(model.parameters()).device
     with torch.no_grad():
         outputs = model(images[:1].to(device)).shape[1]
-    if not settings.own_head and outputs != int(labels.max()) + 1:
+    if not own_head and outputs != int(labels.max()) + 1:
         raise ValueError(
             f"labels show classes 0..{int(labels.max())}, but the model has {outputs} outputs"
         )

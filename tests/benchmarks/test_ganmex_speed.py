@@ -5,7 +5,7 @@ import pytest
 import torch
 from timing import seconds
 
-from xaiutils import baselines, ganmex
+from xaiutils import baselines, constrained_gan, ganmex
 from xaiutils.classifiers import small, trained
 from xaiutils.data import problems
 
@@ -43,6 +43,23 @@ def test_a_training_step_is_its_forward_and_backward_passes(bench, digits):
     step, bare = np.median(times, axis=0)
     print(f"\nstep {1000 * step:.0f} ms, passes {1000 * bare:.0f} ms")
     bench("GAN training step / its passes", step / bare, "x", at_most=1.15)
+
+
+@pytest.mark.parametrize("problem, size, per_class", [("digits", 28, 3), ("scenes", 32, 8)])
+def test_a_step_of_the_constrained_training(bench, problem, size, per_class):
+    """Against the published one, networks and losses being the same, step by step in turn."""
+    data = problems.load(problem, size)
+    given = (
+        small.load(problem, size, small.explained(problem)),
+        data.train_images,
+        data.train_labels,
+    )
+    published = ganmex.Training(*given, ganmex.Settings(per_class=per_class), seed=0)
+    ours = constrained_gan.Training(*given, constrained_gan.Settings(per_class=per_class), seed=0)
+    with trained.one_thread():
+        times = [(seconds(published.step), seconds(ours.step)) for _ in range(23)][3:]
+    ratio = np.divide(*np.median(times, axis=0))
+    bench(f"published training step / ours, {problem}", ratio, "x", at_least=1.15)
 
 
 def test_nearest_samples_of_a_thousand_digits(bench, digits):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from xaiutils import gan_networks, ganmex, sanity
+from xaiutils import constrained_gan, gan_networks, ganmex, sanity
 from xaiutils.classifiers import small, trained
 from xaiutils.data import problems
 from xaiutils.studies.ganmex import models
@@ -70,6 +70,8 @@ def test_main_and_repeated_trainings_are_among_the_runs():
         assert Run(name, size, "no critic") in runs
     for seed in models.SEEDS:
         assert Run("digits", 16, "own head", seed) in runs
+    for name, size in models.MAIN.items():
+        assert {Run(name, size, "constrained", seed) for seed in range(5)} <= runs
     for name, numbers in models.SHORTER.items():
         assert {Run(name, models.MAIN[name], f"{n} iterations") for n in numbers} <= runs
 
@@ -93,7 +95,32 @@ def test_there_is_a_training_against_each_randomised_classifier():
 # Settings
 
 
-@pytest.mark.parametrize("run", models.runs(), ids=lambda run: run.name)
+FIXED = [run for run in models.runs() if run.variant != "constrained"]
+FOUND = [run for run in models.runs() if run.variant == "constrained"]
+
+
+@pytest.mark.parametrize("run", FOUND, ids=lambda run: run.name)
+def test_settings_of_a_training_whose_weight_is_found_are_those_chosen(run):
+    found = models.settings(run)
+    assert isinstance(found, constrained_gan.Settings)
+    assert (found.form, found.bound, found.iterations) == models.CHOSEN[run.problem]
+    fixed = models.settings(run._replace(variant="GANMEX"))
+    for name in ("per_class", "width", "blocks", "critic_width", "similarity", "penalty"):
+        assert getattr(found, name) == getattr(fixed, name)
+    large = models.settings(run._replace(scale="paper"))
+    assert (large.width, large.iterations, large.form) == (64, 50_000, found.form)
+
+
+def test_a_network_that_starts_from_the_image_is_not_led_back_to_it():
+    ties = {
+        form: (found.cycle, found.mask)
+        for form in constrained_gan.FORMS
+        for found in [models.constrained("digits", form, 0.1)]
+    }
+    assert ties == {"paint": (10, 0), "identity": (0, 0), "mask": (0, 2)}
+
+
+@pytest.mark.parametrize("run", FIXED, ids=lambda run: run.name)
 def test_settings_of_a_run_are_those_of_its_problem_but_for_the_variant(run):
     plain, found = models.settings(run._replace(variant="GANMEX")), models.settings(run)
     assert isinstance(found, ganmex.Settings)
@@ -203,6 +230,23 @@ def test_key_follows_the_code_of_the_training(monkeypatch, part):
     assert models.recipe(DIGITS).key != before
 
 
+OWN = ["Generator", "Critic", "Training", "Multiplier", "generator", "critic_losses"]
+OWN += ["_group", "_down", "_up"]
+SHARED = ["Batches", "Training", "_Residual", "_normed"]
+
+
+@pytest.mark.parametrize(
+    "room, part",
+    [(constrained_gan, part) for part in OWN]
+    + [(gan_networks if part.startswith("_") else ganmex, part) for part in SHARED],
+)
+def test_key_of_a_constrained_training_follows_its_code(monkeypatch, room, part):
+    run = Run("digits", 28, "constrained")
+    before = models.recipe(run).key
+    monkeypatch.setattr(room, part, lambda *_: None)
+    assert models.recipe(run).key != before
+
+
 # Classifiers
 
 
@@ -248,10 +292,11 @@ def test_recipes_hold_all_that_the_study_loads_by_itself():
     assert len(set(names)) == len(names)
     cases = [(*pair, 0) for pair in models.MAIN.items()] + [("one scene", 32, 0)]
     cases += [(*pair, seed) for pair in models.REPEATED.items() for seed in models.SEEDS]
+    cases += [(*pair, seed) for pair in models.MAIN.items() for seed in range(5)]
     other = {"colours": "coloured digits", "coloured digits": "colours"}
     needed = {(r.problem, r.size, small.explained(r.problem), r.seed) for r in models.runs()}
     for name, size, seed in cases:
-        needed |= {(name, size, small.explained(name), (seed + i) % 3) for i in (0, 1)}
+        needed |= {(name, size, small.explained(name), k) for k in (seed, (seed + 1) % 3)}
         needed |= {(name, size, judge, 0) for judge in ("pooling", "residual")}
         if name in other:
             needed.add((other[name], size, "pooling", 0))

@@ -259,3 +259,28 @@ def test_doses_stand_in_order_with_the_best_on_top():
         for container, test in zip(ax.containers, ("good", "blind"), strict=False):
             wanted = rows[rows["test"] == test].set_index("baseline")["value"][names]
             np.testing.assert_allclose(container[0].get_ydata().astype(float), wanted)
+
+
+def test_choice_follows_each_network_beside_the_nearest_sample():
+    rows = pd.DataFrame(
+        list(product(("digits", "scenes"), ("mask", "paint"), (250, 500))),
+        columns=["problem", "form", "iterations"],
+    )
+    numbers = RNG.uniform(0.1, 0.9, (3, len(rows)))
+    rows = rows.assign(taken=numbers[0], distance=numbers[1], weight=numbers[2])
+    rows = rows.assign(**{"mdts taken": 0.8, "mdts distance": 0.05})
+    fig = plots.choice(rows, published=100.0)
+    assert {"digits", "scenes", "mask", "paint", "MDTS", "authors'"} <= set(texts(fig))
+    axes = np.array(fig.axes).reshape(3, 2)
+    for column, problem in enumerate(("digits", "scenes")):
+        part = rows[(rows["problem"] == problem) & (rows["form"] == "paint")]
+        levels = (0.8, 0.05, 100.0)
+        for ax, quantity, level in zip(
+            axes[:, column], ("taken", "distance", "weight"), levels, strict=True
+        ):
+            lines = {line.get_label(): line for line in ax.get_lines()}
+            assert dict(zip(*lines["paint"].get_data(), strict=True)) == dict(
+                zip(part["iterations"], part[quantity], strict=True)
+            )
+            known = next(v for k, v in lines.items() if k in ("MDTS", "authors'"))
+            assert set(known.get_ydata()) == {level}

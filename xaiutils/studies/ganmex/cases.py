@@ -156,6 +156,7 @@ BASELINES = {
     "class mean": lambda case, seed: _class_mean(case),
     "adversarial": lambda case, seed: baselines.adversarial(case.model, case.images, case.target),
     "GANMEX": lambda case, seed: generated(case),
+    models.CONSTRAINED: lambda case, seed: generated(case, models.CONSTRAINED),
     "exact": lambda case, seed: exact(case).images,
 }
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from xaiutils import gan_networks, ganmex, runtime, sanity
+from xaiutils import constrained_gan, gan_networks, ganmex, runtime, sanity
 from xaiutils.classifiers import small, trained
 from xaiutils.data import assets, problems
 
@@ -16,6 +16,7 @@ MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pix
 REPEATED = {"digits": 16, "coloured digits": 16, "scenes": 32}
 JUDGES = ("pooling", "residual")  # families other than those of the explained classifiers
 SEEDS = (0, 1, 2)  # each of a classifier and of a generator trained against it
+FIVE_SEEDS = (0, 1, 2, 3, 4)  # the same, of the trainings whose weight is found
 
 # Differences from `ganmex.Settings`, by name of the variant. The first is the method itself.
 VARIANTS = {
@@ -38,6 +39,15 @@ WEIGHTS = {
     for s in (20.0, 100.0)
 }
 WEIGHTS["GANMEX"] = WEIGHTS.pop("classifier 100, similarity 20")
+
+# Network, bound and iterations of the trainings whose weight is found, as `choice` took them.
+CHOSEN = {
+    "digits": ("identity", 0.1, 1000),
+    "coloured digits": ("identity", 0.1, 1000),
+    "colours": ("identity", 0.1, 1000),
+    "scenes": ("identity", 0.1, 1000),
+}
+CONSTRAINED = "constrained"  # the variant of that name
 
 # The authors' networks; iterations are those of the checkpoint they show of MNIST.
 PAPER = {"iterations": 50_000, "per_class": 6, "learning_rate": 1e-4, "width": 64, "blocks": 6}
@@ -80,10 +90,11 @@ def runs() -> list[Run]:
     chosen += [Run("digits", 16, variant) for variant in once]
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
+    chosen += [Run(*main, CONSTRAINED, seed) for main in MAIN.items() for seed in FIVE_SEEDS]
     return list(dict.fromkeys(chosen))
 
 
-def load(run: Run) -> ganmex.Generator:
+def load(run: Run) -> gan_networks.Generator:
     """A trained generator; one that was never used is trained first (minutes)."""
     return recipe(run).load()
 
@@ -99,22 +110,39 @@ def classifier(run: Run) -> torch.nn.Module:
     return model
 
 
-def settings(run: Run) -> ganmex.Settings:
+def settings(run: Run) -> ganmex.Settings | constrained_gan.Settings:
     """Width, length and weights of a training."""
-    batch = {"colours": 10, "scenes": 8, "one scene": 16}.get(run.problem, 3)
-    chosen = {"per_class": batch}
     if run.scale not in ("laptop", "paper"):
         raise ValueError(f'scale must be "laptop" or "paper", got {run.scale!r}')
-    if run.scale == "paper":
-        chosen |= PAPER
-    elif run.size == 16:
+    larger = PAPER if run.scale == "paper" else {}
+    if run.variant == CONSTRAINED:
+        form, bound, iterations = CHOSEN[run.problem]
+        return constrained(run.problem, form, bound, **{"iterations": iterations} | larger)
+    chosen = {"per_class": _per_class(run.problem)} | larger
+    if run.scale == "laptop" and run.size == 16:
         chosen |= {"iterations": 1500, "width": 12, "blocks": 2}
     return ganmex.Settings(**chosen | _variant(run.variant))
+
+
+def constrained(problem: str, form: str, bound: float, **options) -> constrained_gan.Settings:
+    """Of a training whose classifier's weight is found.
+
+    A network that starts from x needs no way back to stay near it: similarity sees to that.
+    """
+    tied = {"paint": {}, "identity": {"cycle": 0.0}, "mask": {"cycle": 0.0, "mask": 2.0}}[form]
+    chosen = {"per_class": _per_class(problem)} | tied | options
+    return constrained_gan.Settings(form=form, bound=bound, **chosen)
+
+
+def _per_class(problem: str) -> int:
+    """Images of each class in a batch: about thirty in all."""
+    return {"colours": 10, "scenes": 8, "one scene": 16}.get(problem, 3)
 
 
 def recipe(run: Run) -> trained.Recipe:
     """How `load` makes its generator."""
     chosen = settings(run)
+    room = constrained_gan if run.variant == CONSTRAINED else ganmex
 
     def data() -> problems.Problem:
         return problems.load(run.problem, run.size)
@@ -122,14 +150,14 @@ def recipe(run: Run) -> trained.Recipe:
     def build() -> torch.nn.Module:
         problem = data()
         with trained.seeded(run.seed):
-            return ganmex.generator(problem.test_images.shape[1], len(problem.classes), chosen)
+            return room.generator(problem.test_images.shape[1], len(problem.classes), chosen)
 
     def train(model: torch.nn.Module) -> dict[str, float]:
         problem, judge = data(), classifier(run)
         if run.scale == "paper":
             judge = judge.to(runtime.pick_device())
         checkpoint = assets.cache_folder() / "trained" / f"{run.name}-{key[:12]}.checkpoint"
-        made = ganmex.train(
+        made = room.train(
             judge,
             problem.train_images,
             problem.train_labels,
@@ -148,16 +176,17 @@ def recipe(run: Run) -> trained.Recipe:
 
     family = small.explained(run.problem)
     random = run.variant.startswith("randomised")
+    if run.variant == CONSTRAINED:
+        code = [gan_networks.Generator, gan_networks.Critic, ganmex.Batches, ganmex.Training]
+        code += [room.Generator, room._group, room.Critic, room._down, room._up, room.Training]
+        code += [room.critic_losses, room.Multiplier, room.generator]
+    else:
+        code = [room.Generator, room.Critic, room.critic_losses, room.generator_losses]
+        code += [room.Batches, room.Training, room.generator]
     key = trained.key(
         *((sanity._cascade, sanity._randomise) if random else ()),
-        *(ganmex.Generator, ganmex.Critic, ganmex.critic_losses, ganmex.generator_losses),
-        *(
-            ganmex.Batches,
-            ganmex.Training,
-            ganmex.generator,
-            gan_networks._Residual,
-            gan_networks._normed,
-        ),
+        *code,
+        *(gan_networks._Residual, gan_networks._normed),
         small.recipe(run.problem, run.size, family, run.seed).key,
         dataclasses.asdict(chosen) | run._asdict(),
     )
@@ -173,6 +202,7 @@ def recipes() -> list[trained.Recipe]:
     nets = [(*pair, small.explained(pair[0]), 0) for pair in MAIN.items()]
     nets += [(*pair, small.explained(pair[0]), 1) for pair in MAIN.items()]
     nets += [(*pair, small.explained(pair[0]), seed) for pair in REPEATED.items() for seed in SEEDS]
+    nets += [(*pair, small.explained(pair[0]), s) for pair in MAIN.items() for s in FIVE_SEEDS]
     nets += [("one scene", 32, small.explained("one scene"), seed) for seed in (0, 1)]
     sizes = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
     nets += [(*pair, judge, 0) for pair in sizes for judge in JUDGES]

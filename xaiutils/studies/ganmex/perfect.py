@@ -137,17 +137,25 @@ def wins(
     return quality.decide(parts, "score", "exact", rivals)
 
 
-def own_filler(case: Case, images: Mapping[str, np.ndarray]) -> list[intervals.Estimate]:
+def own_filler(
+    case: Case, images: Mapping[str, np.ndarray], *, seed: int = 0
+) -> list[intervals.Estimate]:
     """Perturbation with each baseline as its own filler: exact minus each of `RIVALS`.
 
     See `maps.own_share`.
     """
     used = {name: images[name] for name in ("exact", *RIVALS)}
     rankings = {name: maps.explain(case, b, "IG") for name, b in used.items()}
-    table = maps.removal(case, rankings, used)
+    table = maps.removal(case, rankings, used, seed=seed)
     return [maps.own_share(table, "exact", rival) for rival in RIVALS]
 
 
 def farthest(estimates: Sequence[intervals.Estimate]) -> intervals.Estimate:
-    """The one whose interval reaches farthest from 0: it decides whether all lie close to it."""
+    """The one whose interval reaches farthest from 0: it decides whether all lie close to it.
+
+    One whose interval is undefined, NaN, decides over all others.
+    """
+    unknown = [found for found in estimates if np.isnan(found.low)]
+    if unknown:
+        return unknown[0]
     return max(estimates, key=lambda found: max(-found.low, found.high))

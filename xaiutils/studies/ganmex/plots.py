@@ -107,8 +107,8 @@ def _legend(fig, axes, *, most: int, more: Sequence[Line2D] = (), **options):
     fig.legend(found.values(), found, loc="outside lower center", ncols=columns, **options)
 
 
-def _panels(count: int, height: float, **options):
-    return plt.subplots(1, count, figsize=(WIDE, height), squeeze=False, **options)
+def _panels(count: int, height: float, rows: int = 1, **options):
+    return plt.subplots(rows, count, figsize=(WIDE, height), squeeze=False, **options)
 
 
 def _tiles(labels: Sequence[str], names: Sequence[str], *, head=0.0, foot=0.0, gaps=()):
@@ -408,4 +408,38 @@ def grid(table: pd.DataFrame):
         ax.xaxis.set_major_formatter(lambda x, _: f"{weights[1][round(x)]:g}")
         ax.yaxis.set_major_formatter(lambda y, _: f"{weights[0][round(y)]:g}")
     axes[0, 0].set_ylabel("weight of the classifier")
+    return fig
+
+
+def choice(table: pd.DataFrame, published: float):
+    """What a referee says of networks (marks) while they train, a problem each column.
+
+    Parameters
+    ----------
+    table : DataFrame
+        See `choice.follow`.
+    published : float
+        The authors' weight of the classifier, dashed in the lowest row.
+    """
+    problems, forms = _names(table, "problem"), _names(table, "form")
+    fig, axes = _panels(len(problems), 5.2, rows=3, sharex=True, sharey="row")
+    for column, problem in zip(axes.T, problems, strict=True):
+        rows = table[table["problem"] == problem]
+        for index, form in enumerate(forms):
+            part = rows[rows["form"] == form].sort_values("iterations")
+            for ax, quantity in zip(column, ("taken", "distance", "weight"), strict=True):
+                ax.plot(part["iterations"], part[quantity], label=form, **_MARKS[index])
+        first = rows.iloc[0]
+        levels = first["mdts taken"], first["mdts distance"], published
+        for ax, value, name in zip(column, levels, ("MDTS", "MDTS", "authors'"), strict=True):
+            color = "0.6" if name == "MDTS" else "0.3"
+            style = "--" if name == "MDTS" else ":"
+            ax.axhline(value, color=color, linestyle=style, label=name)
+        column[0].set(title=f"{problem}")
+        column[2].set(yscale="log", xlabel="iterations")
+    for ax, words in zip(
+        axes[:, 0], ("taken for the target", "L1: mean |x - b|", "weight found"), strict=True
+    ):
+        ax.set_ylabel(words)
+    _legend(fig, axes, most=5)
     return fig

@@ -14,6 +14,7 @@ from xaiutils.data import datasets
 from xaiutils.perturb import Components
 from xaiutils.studies.fidelity.experiments import IMAGENET_MEAN
 from xaiutils.studies.ganmex.cases import Case, baselines_of
+from xaiutils.studies.ganmex.models import CONSTRAINED
 from xaiutils.studies.synthesis.explainers import Explained
 from xaiutils.studies.synthesis.planted import Planted, by_cell
 from xaiutils.studies.synthesis.tests import best
@@ -25,9 +26,10 @@ PHOTOGRAPH_CELLS = Components(segment.grid((224, 224), 7, 7))  # 49, of 32 x 32 
 def scene_baselines(case: Case, x, classes) -> dict[str, np.ndarray]:
     """Where integrated gradients of images start: two fixed points, two images of `classes` (n,).
 
-    The nearest training image of that class, and the one that the generator paints.
+    The nearest training image of that class, and the one that the generator paints whose
+    classifier's weight is found.
     """
-    names = {"zero": "zero", "mean": "mean", "MDTS": "nearest sample", "GANMEX": "GANMEX"}
+    names = {"zero": "zero", "mean": "mean", "MDTS": "nearest sample", CONSTRAINED: "GANMEX"}
     found = baselines_of(case._replace(images=x, target=classes), names)
     return {names[name]: values for name, values in found.items()}
 

@@ -1,0 +1,87 @@
+"""Quantities over trainings: means over images first, then Student's interval over trainings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from xaiutils import attribution, ganmex
+from xaiutils.runtime import predicted
+from xaiutils.studies.ganmex import cases, models, trainings
+
+
+def table():
+    rng = np.random.default_rng(0)
+    rows = [(name, run) for name in ("MDTS", "constrained") for run in range(4)]
+    rows = pd.DataFrame(rows, columns=["baseline", "run"])
+    rows[list(trainings.QUANTITIES)] = rng.uniform(0.2, 0.8, (8, len(trainings.QUANTITIES)))
+    once = pd.DataFrame({"baseline": ["GANMEX"], "run": [0], "L1": [0.3]})
+    return pd.concat([rows, once], ignore_index=True)
+
+
+def student(values):
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return np.mean(values), found.low, found.high, len(values)
+
+
+def test_levels_differences_and_ratios_with_students_interval():
+    rows = table()
+    by = {name: part["L1"].to_numpy() for name, part in rows.groupby("baseline")}
+    first, second = by["constrained"], by["MDTS"]
+    assert trainings.level(rows, "L1", "MDTS") == pytest.approx(student(second))
+    found = trainings.compared(rows, "L1", "constrained", "MDTS")
+    assert found == pytest.approx(student(first - second))
+    found = trainings.compared(rows, "L1", "constrained", "MDTS", pd.Series.div)
+    assert found == pytest.approx(student(first / second))
+
+
+def test_a_single_training_has_no_interval():
+    found = trainings.level(table(), "L1", "GANMEX")
+    assert found.value == 0.3 and found.n == 1 and np.isnan([found.low, found.high]).all()
+    found = trainings.compared(table(), "L1", "GANMEX", "MDTS")
+    assert found.n == 1 and np.isnan(found.low)
+
+
+def test_summary_leaves_out_what_was_not_measured():
+    found = trainings.summary(table()).set_index(["baseline", "quantity"])
+    assert len(found) == 2 * len(trainings.QUANTITIES) + 1
+    assert found.loc[("GANMEX", "L1"), "value"] == 0.3
+    row = found.loc[("MDTS", "in mask"), ["value", "low", "high", "n"]].astype(float)
+    assert tuple(row) == pytest.approx(trainings.level(table(), "in mask", "MDTS"))
+
+
+def test_means_over_the_images_of_each_training():
+    """Against the case put together by hand, for one training of colours."""
+    rows = trainings.measured("colours", 12, seeds=(1,)).set_index("baseline")
+    assert set(rows.index) == {"zero", "MDTS", "exact", "constrained"}  # GANMEX has the first run
+    case = cases.choose(models.Run("colours", 28, seed=1), 12, seed=1)
+    generator = models.load(models.Run("colours", 28, "constrained", 1))
+    made = ganmex.Baseline(generator)(case.images, case.target)
+    row = rows.loc["constrained"]
+    assert row["L1"] == pytest.approx(np.abs(made - case.images).mean())
+    assert row["flips"] == (predicted(case.model, made) == case.target).mean()
+    says = [predicted(judge, made) == case.target for judge in case.judges.values()]
+    assert row["transfer"] == pytest.approx(np.mean(says))
+    truth = cases.exact(case)
+    assert row["to exact"] == pytest.approx(np.abs(made - truth.images).mean())
+    m = attribution.integrated_gradients(
+        case.model, case.images, made, case.source, against=case.target, steps=50, tolerance=None
+    )
+    inside = (np.abs(m) * truth.mask).sum((1, 2, 3)) / np.abs(m).sum((1, 2, 3))
+    assert row["in mask"] == pytest.approx(inside.mean(), rel=1e-4)
+    assert rows.loc["exact", "to exact"] == 0
+
+
+def test_of_scenes_only_pairs_that_differ_in_the_digit_have_a_true_mask():
+    rows = trainings.measured("scenes", 10, seeds=(0,)).set_index("baseline")
+    case = cases.choose(models.Run("scenes", 32), 10)
+    truth = cases.exact(case)
+    assert 0 < truth.is_object.sum() < 10
+    assert rows.loc["exact", "in mask"] == pytest.approx(1)
+    assert "GANMEX" in rows.index
+
+
+def test_digits_have_neither_a_true_mask_nor_another_factor():
+    rows = trainings.measured("digits", 10, seeds=(0,))
+    assert rows[["in mask", "to exact", "other kept"]].isna().all(axis=None)
+    assert rows["L1"].notna().all()

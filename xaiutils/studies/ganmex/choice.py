@@ -1,0 +1,145 @@
+"""Which network, bound and stopping time: chosen on images that no generator was trained on.
+
+The rule, fixed before any training: of all networks, bounds and stopping times tried, take the one
+whose images lie nearest to their inputs (mean absolute difference), among those that a referee
+takes for the target class at most .05 less often than the nearest training samples. If there is
+none, take the one that the referee accepts most often. The referee is a classifier of a family
+that neither is explained nor judges (`referee`).
+
+``python -m xaiutils.studies.ganmex.choice [PROBLEM ...]`` trains all candidates (hours); what an
+interrupted call has measured is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from xaiutils import baselines, constrained_gan, ganmex
+from xaiutils.classifiers import small, trained
+from xaiutils.data import assets, problems
+from xaiutils.runtime import predicted
+from xaiutils.studies.ganmex import models
+
+FOLDER = assets.DATA / "gan_choice"
+HELD_OUT = 600  # training images, the last ones
+EVERY = 250  # iterations between two measurements
+ITERATIONS = 1000
+MARGIN = 0.05
+
+
+class Candidate(NamedTuple):
+    """A network and a bound for one problem."""
+
+    problem: str
+    size: int
+    form: str
+    bound: float
+
+
+# Every network with one bound, then other bounds for the network that was found to be the best.
+CANDIDATES = [
+    Candidate(*main, form, 0.1)
+    for main in models.MAIN.items()
+    for form in ("identity", "mask", "paint")
+]
+
+
+def referee(problem: str) -> str:
+    """Family of the classifier that chooses."""
+    return "strided" if small.explained(problem) == "deeper" else "deeper"
+
+
+def settings(candidate: Candidate) -> constrained_gan.Settings:
+    """Of its training."""
+    return models.constrained(candidate.problem, candidate.form, candidate.bound)
+
+
+def follow(candidate: Candidate) -> pd.DataFrame:
+    """Train a candidate; every `EVERY` iterations a row: iterations, taken, distance, rival's.
+
+    ``taken`` is the share of held-out images that the referee takes for the target, ``distance``
+    the mean absolute difference in [0, 1]; ``mdts taken`` and ``mdts distance`` those of the
+    nearest training samples; ``explained`` the share that the explained classifier takes.
+    """
+    data = problems.load(candidate.problem, candidate.size)
+    x, labels = data.train_images[-HELD_OUT:], data.train_labels[-HELD_OUT:].numpy()
+    rng, classes = np.random.default_rng(0), len(data.classes)
+    if candidate.problem == "scenes":
+        target = labels ^ rng.integers(1, 3, len(x))
+    else:
+        target = (labels + rng.integers(1, classes, len(x))) % classes
+    images, their = data.train_images[:-HELD_OUT], data.train_labels[:-HELD_OUT]
+    model = small.load(*candidate[:2], small.explained(candidate.problem)).requires_grad_(False)
+    judge = small.load(*candidate[:2], referee(candidate.problem))
+    nearest = baselines.NearestSample(images, their)(x.numpy(), target)
+
+    def measured(b: np.ndarray) -> tuple[float, float]:
+        return (predicted(judge, b) == target).mean(), np.abs(b - x.numpy()).mean()
+
+    mdts_taken, mdts_distance = measured(nearest)
+    rows = []
+    training = constrained_gan.Training(model, images, their, settings(candidate), seed=0)
+    with trained.one_thread():
+        while training.iteration < ITERATIONS:
+            training.step()
+            if training.iteration % EVERY == 0:
+                made = ganmex.Baseline(training.average)(x, target)
+                taken, distance = measured(made)
+                rows.append(
+                    candidate._asdict()
+                    | {
+                        "iterations": training.iteration,
+                        "taken": taken,
+                        "distance": distance,
+                        "explained": (predicted(model, made) == target).mean(),
+                        "weight": training.multiplier.weight,
+                        "mdts taken": mdts_taken,
+                        "mdts distance": mdts_distance,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def best(table: pd.DataFrame) -> pd.Series:
+    """The row of `table` (of one problem, see `follow`) that the rule takes."""
+    accepted = table[table["taken"] >= table["mdts taken"] - MARGIN]
+    if len(accepted):
+        return accepted.loc[accepted["distance"].idxmin()]
+    return table.loc[table["taken"].idxmax()]
+
+
+def load() -> pd.DataFrame:
+    """What `main` has measured, a row per candidate and stopping time."""
+    return pd.concat(map(_read, sorted(FOLDER.glob("*.json"))), ignore_index=True)
+
+
+def _read(file) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(file.read_text()) if file.exists() else [])
+
+
+def main(names: list[str]) -> None:
+    """Measure the candidates of these problems, or of all, that are not measured yet."""
+    FOLDER.mkdir(exist_ok=True)
+    for candidate in CANDIDATES:
+        file = FOLDER / f"{candidate.problem.replace(' ', '_')}.json"
+        table = _read(file)
+        fields = list(Candidate._fields)
+        if (names and candidate.problem not in names) or (
+            len(table) and (table[fields] == list(candidate)).all(axis=1).any()
+        ):
+            continue
+        rows = follow(candidate)
+        table = pd.concat([table, rows], ignore_index=True)
+        table = table.sort_values([*fields, "iterations"], ignore_index=True)
+        with assets.replacing(file) as temporary:
+            temporary.write_text(table.to_json(orient="records", indent=1, double_precision=4))
+        print(rows.to_string(), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,86 @@
+"""Baselines over five trainings, each of a classifier and of a generator against it.
+
+A training is the unit: values are means over test images, intervals Student's over trainings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from xaiutils import sanity
+from xaiutils.companion import over_seeds
+from xaiutils.intervals import Estimate
+from xaiutils.studies.ganmex import maps, models
+from xaiutils.studies.ganmex.cases import baselines_of, choose, exact, generated
+from xaiutils.studies.ganmex.quality import measure
+
+RIVALS = ("zero", "MDTS")
+QUANTITIES = ("flips", "transfer", "L1", "to exact", "other kept", "in mask")
+
+
+def measured(problem: str, n: int, *, seeds: Sequence[int] = models.FIVE_SEEDS) -> pd.DataFrame:
+    """Means over `n` test images: rows (baseline, run), columns `QUANTITIES`.
+
+    "in mask" is the share of integrated gradients on what the exact counterfactual changes, for
+    scenes where that is the digit. GANMEX with the authors' weights has the first run only.
+    """
+    rows = []
+    for seed in seeds:
+        case = choose(models.Run(problem, models.MAIN[problem], seed=seed), n, seed=seed)
+        images = baselines_of(case, [*RIVALS, "exact"])
+        images[models.CONSTRAINED] = generated(case, models.CONSTRAINED)
+        if seed == 0:
+            images["GANMEX"] = generated(case)
+        table = measure(case, images).assign(run=seed)
+        truth = exact(case)
+        table["in mask"] = np.nan
+        if truth is not None:
+            for name, b in images.items():
+                share = sanity.localisation(maps.explain(case, b, "IG"), truth.mask)
+                if problem == "scenes":
+                    share = np.where(truth.is_object, share, np.nan)
+                table.loc[table["baseline"] == name, "in mask"] = share
+        rows.append(table)
+    found = pd.concat(rows, ignore_index=True).groupby(["baseline", "run"], sort=False)
+    return found[list(QUANTITIES)].mean().reset_index().astype({name: float for name in QUANTITIES})
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean over trainings with Student's interval; undefined for a single one."""
+    low, high = over_seeds.interval(values) or (np.nan, np.nan)
+    return Estimate(float(np.mean(values)), low, high, len(values))
+
+
+def level(table: pd.DataFrame, quantity: str, baseline: str) -> Estimate:
+    """Mean of a quantity of `measured`."""
+    return estimate(_by_run(table, quantity)[baseline].dropna().to_numpy())
+
+
+def compared(
+    table: pd.DataFrame,
+    quantity: str,
+    first: str,
+    second: str,
+    how: Callable[[pd.Series, pd.Series], pd.Series] = pd.Series.sub,
+) -> Estimate:
+    """Mean difference of two baselines, paired by training; `pd.Series.div` for their ratio."""
+    wide = _by_run(table, quantity)
+    return estimate(how(wide[first], wide[second]).dropna().to_numpy())
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """`level` of every quantity and baseline: columns baseline, quantity, value, low, high, n."""
+    rows = []
+    for baseline, part in table.groupby("baseline", sort=False):
+        for quantity in QUANTITIES:
+            if part[quantity].notna().any():
+                found = level(part, quantity, baseline)._asdict()
+                rows.append({"baseline": baseline, "quantity": quantity} | found)
+    return pd.DataFrame(rows)
+
+
+def _by_run(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    return table.pivot(index="run", columns="baseline", values=quantity)
