@@ -48,7 +48,8 @@ def load(mnist):
 
 
 def test_all_names_are_tested():
-    assert {name for name, *_ in EXPECTED} == set(problems.NAMES)
+    """But for "fashion", see test_fashion: its files must be fetched from elsewhere."""
+    assert {name for name, *_ in EXPECTED} == set(problems.NAMES) - {"fashion"}
 
 
 @pytest.mark.parametrize("name, size, channels, n_train, n_test, classes", EXPECTED)
@@ -200,7 +201,7 @@ def test_small_digits_are_enlarged_linearly_in_their_order(load):
 
 def test_unknown_name_is_refused():
     with pytest.raises(
-        ValueError, match=r"name must be one of digits, .*small digits, got 'digit'"
+        ValueError, match=r"name must be one of digits, .*small digits, fashion, got 'digit'"
     ):
         problems.load("digit", 28)
 

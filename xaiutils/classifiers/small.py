@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from xaiutils.classifiers import trained
 from xaiutils.classifiers.digits import accuracy
-from xaiutils.data import assets, known_digits, problems
+from xaiutils.data import assets, fashion, known_digits, problems
 
 # Enough steps that no net gains from more; the learning rate goes up and down once.
 _TRAINING = {"steps": 2500, "batch_size": 64, "learning_rate": 2e-3, "degrees": 5.0, "zoom": 0.1}
@@ -133,7 +133,7 @@ def recipe(problem: str, size: int, family: str, seed: int = 0) -> trained.Recip
     net = FAMILIES[family]
 
     def build() -> nn.Module:
-        channels = 1 if problem in ("digits", "small digits") else 3
+        channels = 1 if problem in ("digits", "small digits", "fashion") else 3
         classes = {"colours": 3, "scenes": 4, "one scene": 2}.get(problem, 10)
         with trained.seeded(seed):
             return net(channels, size, classes)
@@ -158,6 +158,8 @@ def recipe(problem: str, size: int, family: str, seed: int = 0) -> trained.Recip
 
 
 def _assets(problem: str) -> dict[str, str]:
+    if problem == "fashion":
+        return {name: sha256 for name, (sha256, _) in fashion.FILES.items()}
     hashes = assets.hashes()
     photographs = known_digits.SCENES.values() if "scene" in problem else ()
     return {name: hashes[name] for name in ("mnist.pkl.gz", *photographs)}

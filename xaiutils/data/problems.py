@@ -15,6 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from xaiutils.data import known_digits
 from xaiutils.data.datasets import mnist
+from xaiutils.data.fashion import CLASSES as FASHION
+from xaiutils.data.fashion import fashion_mnist
 
 # Coloured digits kept for training and testing: enough for any of the nets, in a tenth of the
 # memory that all 70,000 would take.
@@ -41,6 +43,8 @@ def sources(name: str) -> list:
     """Code and numbers that the images of a problem depend on, for the keys of trained models."""
     if name in ("digits", "small digits"):
         return [_digits, _resized] if name == "digits" else [_small_digits]
+    if name == "fashion":
+        return [_fashion, _resized]
     if name in ("scenes", "one scene"):
         parts = [known_digits.scene_digits, known_digits.compose, known_digits._scenes]
         return [*parts, known_digits.SCENES, known_digits.ZOOM, known_digits.COLUMNS]
@@ -53,7 +57,7 @@ def load(name: str, size: int) -> Problem:
 
     "digits" are MNIST, "coloured digits" and "colours" are the same coloured MNIST with its two
     sets of labels, "scenes" are two digits on two scenes, "one scene" those on the first scene,
-    "small digits" the 1,797 of scikit-learn (8 x 8, enlarged).
+    "small digits" the 1,797 of scikit-learn (8 x 8, enlarged), "fashion" are Fashion-MNIST.
 
     Raises
     ------
@@ -70,6 +74,11 @@ def load(name: str, size: int) -> Problem:
 def _digits(size: int) -> Problem:
     x, y, test_x, test_y = mnist()
     return Problem("digits", _resized(x, size), y, _resized(test_x, size), test_y, _numbers(10))
+
+
+def _fashion(size: int) -> Problem:
+    x, y, test_x, test_y = fashion_mnist()
+    return Problem("fashion", _resized(x, size), y, _resized(test_x, size), test_y, FASHION)
 
 
 def _coloured(size: int, by_colour: bool) -> Problem:
@@ -122,6 +131,7 @@ NAMES = {
     "scenes": _scenes,
     "one scene": _one_scene,
     "small digits": _small_digits,
+    "fashion": _fashion,
 }
 
 

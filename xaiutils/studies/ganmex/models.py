@@ -46,8 +46,10 @@ CHOSEN = {
     "coloured digits": ("identity", 0.1, 1000),
     "colours": ("identity", 0.1, 1000),
     "scenes": ("identity", 0.1, 1000),
+    "fashion": ("identity", 0.1, 1000),  # as for digits, whose images are alike; not chosen
 }
-CONSTRAINED = "constrained"  # the variant of that name
+CONSTRAINED = "constrained"  # the variant of that name, on all training images
+SIZES = (300, 3000)  # training images, the first ones, of "constrained, N images"
 
 # The authors' networks; iterations are those of the checkpoint they show of MNIST.
 PAPER = {"iterations": 50_000, "per_class": 6, "learning_rate": 1e-4, "width": 64, "blocks": 6}
@@ -91,6 +93,7 @@ def runs() -> list[Run]:
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
     chosen += [Run(*main, CONSTRAINED, seed) for main in MAIN.items() for seed in FIVE_SEEDS]
+    chosen += [Run(*main, f"{CONSTRAINED}, {n} images") for main in MAIN.items() for n in SIZES]
     return list(dict.fromkeys(chosen))
 
 
@@ -115,7 +118,7 @@ def settings(run: Run) -> ganmex.Settings | constrained_gan.Settings:
     if run.scale not in ("laptop", "paper"):
         raise ValueError(f'scale must be "laptop" or "paper", got {run.scale!r}')
     larger = PAPER if run.scale == "paper" else {}
-    if run.variant == CONSTRAINED:
+    if _is_constrained(run):
         form, bound, iterations = CHOSEN[run.problem]
         return constrained(run.problem, form, bound, **{"iterations": iterations} | larger)
     chosen = {"per_class": _per_class(run.problem)} | larger
@@ -134,6 +137,16 @@ def constrained(problem: str, form: str, bound: float, **options) -> constrained
     return constrained_gan.Settings(form=form, bound=bound, **chosen)
 
 
+def size(run: Run) -> int | None:
+    """Training images of its generator; None if all."""
+    words = run.variant.split()
+    return int(words[1]) if _is_constrained(run) and len(words) == 3 else None
+
+
+def _is_constrained(run: Run) -> bool:
+    return run.variant.startswith(CONSTRAINED)
+
+
 def _per_class(problem: str) -> int:
     """Images of each class in a batch: about thirty in all."""
     return {"colours": 10, "scenes": 8, "one scene": 16}.get(problem, 3)
@@ -142,7 +155,7 @@ def _per_class(problem: str) -> int:
 def recipe(run: Run) -> trained.Recipe:
     """How `load` makes its generator."""
     chosen = settings(run)
-    room = constrained_gan if run.variant == CONSTRAINED else ganmex
+    room = constrained_gan if _is_constrained(run) else ganmex
 
     def data() -> problems.Problem:
         return problems.load(run.problem, run.size)
@@ -159,8 +172,8 @@ def recipe(run: Run) -> trained.Recipe:
         checkpoint = assets.cache_folder() / "trained" / f"{run.name}-{key[:12]}.checkpoint"
         made = room.train(
             judge,
-            problem.train_images,
-            problem.train_labels,
+            problem.train_images[: size(run)],
+            problem.train_labels[: size(run)],
             chosen,
             seed=run.seed,
             checkpoint=checkpoint,
@@ -176,7 +189,7 @@ def recipe(run: Run) -> trained.Recipe:
 
     family = small.explained(run.problem)
     random = run.variant.startswith("randomised")
-    if run.variant == CONSTRAINED:
+    if room is constrained_gan:
         code = [gan_networks.Generator, gan_networks.Critic, ganmex.Batches, ganmex.Training]
         code += [room.Generator, room._group, room.Critic, room._down, room._up, room.Training]
         code += [room.critic_losses, room.Multiplier, room.generator]
