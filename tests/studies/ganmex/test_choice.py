@@ -13,7 +13,7 @@ from xaiutils.studies.ganmex import choice, models
 
 ROWS = pd.DataFrame(
     {
-        "taken": [0.74, 0.75, 0.9, 0.99],
+        "taken": [0.76, 0.8, 0.9, 0.99],
         "distance": [0.01, 0.06, 0.05, 0.2],
         "mdts taken": 0.8,
         "mdts distance": 0.1,
@@ -23,7 +23,8 @@ ROWS = pd.DataFrame(
 
 def test_the_nearest_of_those_that_the_referee_accepts_is_taken():
     assert choice.best(ROWS).name == 2
-    assert choice.best(ROWS.iloc[:2]).name == 1  # .05 less often is often enough
+    # Of 600 images .80 has a lower end of .766, .76 one of .724: enough, and too little, for .75.
+    assert choice.best(ROWS.iloc[:2]).name == 1
 
 
 def test_if_none_is_accepted_the_most_convincing_one_is_taken():

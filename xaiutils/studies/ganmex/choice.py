@@ -1,10 +1,10 @@
 """Which network, bound and stopping time: chosen on images that no generator was trained on.
 
-The rule, fixed before any training: of all networks, bounds and stopping times tried, take the one
-whose images lie nearest to their inputs (mean absolute difference), among those that a referee
-takes for the target class at most .05 less often than the nearest training samples. If there is
-none, take the one that the referee accepts most often. The referee is a classifier of a family
-that neither is explained nor judges (`referee`).
+The rule: of all networks, bounds and stopping times tried, take the one whose images lie nearest to
+their inputs (mean absolute difference), among those that a referee certainly takes for the target
+class at most .05 less often than the nearest training samples: the lower end of Wilson's interval
+of the share decides. If there is none, take the one that the referee accepts most often. The
+referee is a classifier of a family that neither is explained nor judges (`referee`).
 
 ``python -m xaiutils.studies.ganmex.choice [PROBLEM ...]`` trains all candidates (hours); what an
 interrupted call has measured is kept.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from xaiutils import baselines, constrained_gan, ganmex
+from xaiutils import baselines, constrained_gan, ganmex, intervals
 from xaiutils.classifiers import small, trained
 from xaiutils.data import assets, problems
 from xaiutils.runtime import predicted
@@ -107,7 +107,8 @@ def follow(candidate: Candidate) -> pd.DataFrame:
 
 def best(table: pd.DataFrame) -> pd.Series:
     """The row of `table` (of one problem, see `follow`) that the rule takes."""
-    accepted = table[table["taken"] >= table["mdts taken"] - MARGIN]
+    low, _ = intervals.wilson((table["taken"] * HELD_OUT).round().astype(int), HELD_OUT)
+    accepted = table[low >= table["mdts taken"] - MARGIN]
     if len(accepted):
         return accepted.loc[accepted["distance"].idxmin()]
     return table.loc[table["taken"].idxmax()]

@@ -42,11 +42,11 @@ WEIGHTS["GANMEX"] = WEIGHTS.pop("classifier 100, similarity 20")
 
 # Network, bound and iterations of the trainings whose weight is found, as `choice` took them.
 CHOSEN = {
-    "digits": ("identity", 0.1, 1000),
-    "coloured digits": ("identity", 0.1, 1000),
+    "digits": ("mask", 0.1, 1000),
+    "coloured digits": ("mask", 0.1, 1000),
     "colours": ("identity", 0.1, 1000),
     "scenes": ("identity", 0.1, 1000),
-    "fashion": ("identity", 0.1, 1000),  # as for digits, whose images are alike; not chosen
+    "fashion": ("mask", 0.1, 1000),  # as for digits, whose images are alike; not chosen
 }
 CONSTRAINED = "constrained"  # the variant of that name, on all training images
 SIZES = (300, 3000)  # training images, the first ones, of "constrained, N images"
