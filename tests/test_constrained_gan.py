@@ -101,12 +101,22 @@ def test_settings_out_of_range_are_refused(options, message):
         Settings(**options)
 
 
+def told_critic(size, told):
+    critic, classes = constrained_gan.Critic(2, size, width=2, told=told).double(), None
+    if told:
+        classes = torch.tensor([1, 0, 1])
+        with torch.no_grad():
+            critic.of_class.copy_(uniform(*critic.of_class.shape, seed=8))
+    return critic, classes
+
+
+@pytest.mark.parametrize("told", [0, 2])
 @pytest.mark.parametrize("size", [16, 28, 32, 48, 256])
-def test_slope_is_that_of_autograd_and_so_is_its_derivative(size):
-    critic = constrained_gan.Critic(2, size, width=2).double()
+def test_slope_is_that_of_autograd_and_so_is_its_derivative(size, told):
+    critic, classes = told_critic(size, told)
     x = uniform(3, 2, size, size).requires_grad_()
-    (wanted,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
-    found = critic.slope(x.detach())
+    (wanted,) = torch.autograd.grad(critic(x, classes).sum(), x, create_graph=True)
+    found = critic.slope(x.detach(), classes)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
     weights, direction = [*critic.parameters()], uniform(*x.shape, seed=3)
     wanted = torch.autograd.grad((wanted**2 * direction).sum(), weights)
@@ -115,14 +125,44 @@ def test_slope_is_that_of_autograd_and_so_is_its_derivative(size):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-14)
 
 
+def test_realness_as_an_image_of_a_class():
+    critic, classes = told_critic(16, 2)
+    x = uniform(3, 2, 16, 16)
+    features = critic.layers(x)
+    plain = critic.realness(features).mean((1, 2, 3))
+    extra = [features[i].mean((1, 2)) @ critic.of_class[c] for i, c in enumerate(classes)]
+    torch.testing.assert_close(critic(x, classes), plain + torch.stack(extra))
+    untold, _ = told_critic(16, 0)
+    untold.load_state_dict({k: v for k, v in critic.state_dict().items() if k != "of_class"})
+    torch.testing.assert_close(untold(x), plain)
+
+
+def test_a_critic_that_is_told_compares_with_real_images_of_the_class(toy, monkeypatch):
+    training = constrained_gan.Training(*toy, dataclasses.replace(TINY, told=True), seed=0)
+    losses_of, seen = constrained_gan.critic_losses, []
+
+    def spy(critic, x, fake, wanted, *rest):
+        seen.append((x, wanted))
+        return losses_of(critic, x, fake, wanted, *rest)
+
+    monkeypatch.setattr(constrained_gan, "critic_losses", spy)
+    for _ in range(5):
+        training.step()
+    labels = {tuple((x * 2 - 1).flatten()[:9].tolist()): y for x, y in zip(*toy[1:], strict=True)}
+    for x, wanted in seen:
+        found = [labels[tuple(image.flatten()[:9].tolist())] for image in x]
+        assert torch.equal(torch.stack(found), wanted)
+    assert training.critic.of_class.abs().max() > 0
+
+
 # Losses
 
 
 def test_losses_of_the_critic_are_the_published_ones():
     critic, x = constrained_gan.Critic(2, 16, width=4).double(), uniform(5, 2, 16, 16, seed=1)
     fake, mix = uniform(5, 2, 16, 16, seed=2), uniform(5, seed=3).abs()
-    found = constrained_gan.critic_losses(critic, x, fake, mix, Settings(penalty=7.0))
     labels = torch.zeros(5, dtype=torch.int64)
+    found = constrained_gan.critic_losses(critic, x, fake, labels, mix, Settings(penalty=7.0))
     wanted = ganmex.critic_losses(critic, x, labels, fake, mix, ganmex.Settings(penalty=7.0))
     assert found.keys() == wanted.keys()
     for name, loss in wanted.items():

@@ -45,6 +45,9 @@ class Settings:
         Channels of the first layers, residual blocks, and side of the first and last kernels.
     form : str
         One of `FORMS`.
+    told : bool
+        Tell the critic the class wanted: it then asks for realistic images of that class. A
+        critic that is not told is content with an image that only the classifier takes for it.
     learning_rate : float
         Adam, betas .5 and .999, for both networks.
     average : float
@@ -64,6 +67,7 @@ class Settings:
     blocks: int = 3
     ends: int = 3
     form: str = "paint"
+    told: bool = False
     learning_rate: float = 5e-4
     average: float = 0.999
 
@@ -120,15 +124,31 @@ def _group(module: nn.Module) -> None:
 
 
 class Critic(gan_networks.Critic):
-    """StarGAN's critic, faster: its gradient is written out."""
+    """StarGAN's critic, faster: its gradient is written out.
 
-    def judge(self, x: Tensor) -> tuple[Tensor, None]:
-        """Realness (B,) of images (B, C, H, W) in [-1, 1], and None, as there is no other head."""
+    Parameters
+    ----------
+    told : int
+        Number of classes, if it is told them; its realness then has a part that is linear in the
+        mean features, with weights of each class (Miyato and Koyama, *cGANs with Projection
+        Discriminator*, ICLR 2018).
+    """
+
+    def __init__(self, channels: int, size: int, *, width: int = 64, told: int = 0) -> None:
+        super().__init__(channels, size, width=width)
+        depth = self.realness.in_channels
+        self.of_class = nn.Parameter(torch.zeros(told, depth)) if told else None
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Realness (B,) of images (B, C, H, W) in [-1, 1], as images of the classes `wanted`."""
         for layer in self.layers:
             x = _down(x, layer.weight) if isinstance(layer, nn.Conv2d) else layer(x)
-        return self.realness(x).mean((1, 2, 3)), None
+        realness = self.realness(x).mean((1, 2, 3))
+        if self.of_class is not None:
+            realness = realness + (self.of_class[wanted] * x.mean((2, 3))).sum(1)
+        return realness
 
-    def slope(self, x: Tensor) -> Tensor:
+    def slope(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Gradient of the realness of each image, of the shape of `x`, in a graph of the weights.
 
         Between its kinks the critic is linear in the image, so the gradient is a product of the
@@ -147,6 +167,8 @@ class Critic(gan_networks.Critic):
         share = 1 / (x.shape[-2] * x.shape[-1])  # realness is the mean of a map
         ones = x.new_full((len(x), 1, *x.shape[-2:]), share)
         back = functional.conv_transpose2d(ones, self.realness.weight, padding=1)
+        if self.of_class is not None:
+            back = back + share * self.of_class[wanted][:, :, None, None]
         convolutions = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
         for layer, size, slope in zip(
             reversed(convolutions), reversed(sizes), reversed(slopes), strict=True
@@ -172,14 +194,18 @@ def _up(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def critic_losses(
-    critic: Critic, x: Tensor, fake: Tensor, mix: Tensor, settings: Settings
+    critic: Critic, x: Tensor, fake: Tensor, wanted: Tensor, mix: Tensor, settings: Settings
 ) -> dict[str, Tensor]:
-    """Weighted losses of the critic, as `ganmex.critic_losses` has them."""
+    """Weighted losses of the critic, as `ganmex.critic_losses` has them.
+
+    A critic that is told the classes `wanted` (B,) compares `fake` with real images of the same:
+    then `x` are such.
+    """
     fake = fake.detach()
-    real, made = critic(torch.cat([x, fake])).chunk(2)
+    real, made = critic(torch.cat([x, fake]), wanted.repeat(2)).chunk(2)
     between = x + mix.view(-1, 1, 1, 1) * (fake - x)
     # The root has no gradient at 0.
-    norm = (critic.slope(between).flatten(1).square().sum(1) + 1e-10).sqrt()
+    norm = (critic.slope(between, wanted).flatten(1).square().sum(1) + 1e-10).sqrt()
     return {
         "distance": made.mean() - real.mean(),
         "penalty": settings.penalty * (norm - 1).square().mean(),
@@ -235,7 +261,8 @@ class Training(ganmex.Training):
         channels, size = images.shape[1], images.shape[-1]
         with trained.seeded(seed):
             self.generator = generator(channels, int(labels.max()) + 1, settings)
-            self.critic = Critic(channels, size, width=settings.critic_width)
+            told = self.generator.classes if settings.told else 0
+            self.critic = Critic(channels, size, width=settings.critic_width, told=told)
         device = next(model.parameters()).device
         self.generator.to(device), self.critic.to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -256,7 +283,11 @@ class Training(ganmex.Training):
         wanted = torch.from_numpy(rng.integers(self.generator.classes, size=len(x))).to(device)
         mix = torch.from_numpy(rng.random(len(x), dtype=np.float32)).to(device)
         fake, mask = self.generator.compose(x, wanted)
-        losses = critic_losses(self.critic, x, fake, mix, self.settings)
+        real = x
+        if self.settings.told:  # batches are class by class
+            many = self.settings.per_class
+            real = x[wanted * many + torch.arange(len(x), device=device) % many]
+        losses = critic_losses(self.critic, real, fake, wanted, mix, self.settings)
         self._descend("critic", losses)
         self.critic.requires_grad_(False)
         made = self.generator_losses(x, labels, fake, wanted, mask)
@@ -281,7 +312,7 @@ class Training(ganmex.Training):
         settings = self.settings
         entropy = functional.cross_entropy(self.model((fake + 1) / 2), wanted, reduction="none")
         losses = {
-            "critic": -self.critic(fake).mean(),
+            "critic": -self.critic(fake, wanted).mean(),
             "classifier": self.multiplier.weight * entropy.mean(),
         }
         if settings.similarity:

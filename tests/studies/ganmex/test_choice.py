@@ -43,7 +43,7 @@ def test_models_follow_the_choice():
     assert list(dict.fromkeys(table["problem"])) and set(table["problem"]) == set(models.MAIN)
     for problem, rows in table.groupby("problem"):
         best = choice.best(rows)
-        assert models.CHOSEN[problem] == (best["form"], best["bound"], best["iterations"])
+        assert models.CHOSEN[problem] == tuple(best[["form", "bound", "told", "iterations"]])
 
 
 def test_every_candidate_was_measured_at_every_time():
@@ -67,7 +67,7 @@ def short(monkeypatch, tmp_path):
     for name, value in {"HELD_OUT": 50, "EVERY": 1, "ITERATIONS": 2}.items():
         monkeypatch.setattr(choice, name, value)
     monkeypatch.setattr(choice, "FOLDER", tmp_path / "choice")
-    candidates = [choice.Candidate("digits", 16, form, 0.1) for form in ("identity", "mask")]
+    candidates = [choice.Candidate("digits", 16, form, 0.1, False) for form in ("identity", "mask")]
     monkeypatch.setattr(choice, "CANDIDATES", candidates)
     return few, net
 

@@ -104,7 +104,7 @@ FIXED = [run for run in models.runs() if run not in FOUND]
 def test_settings_of_a_training_whose_weight_is_found_are_those_chosen(run):
     found = models.settings(run)
     assert isinstance(found, constrained_gan.Settings)
-    assert (found.form, found.bound, found.iterations) == models.CHOSEN[run.problem]
+    assert (found.form, found.bound, found.told, found.iterations) == models.CHOSEN[run.problem]
     fixed = models.settings(run._replace(variant="GANMEX"))
     for name in ("per_class", "width", "blocks", "critic_width", "similarity", "penalty"):
         assert getattr(found, name) == getattr(fixed, name)
@@ -116,7 +116,7 @@ def test_a_network_that_starts_from_the_image_is_not_led_back_to_it():
     ties = {
         form: (found.cycle, found.mask)
         for form in constrained_gan.FORMS
-        for found in [models.constrained("digits", form, 0.1)]
+        for found in [models.constrained("digits", form, 0.1, False)]
     }
     assert ties == {"paint": (10, 0), "identity": (0, 0), "mask": (0, 2)}
 

@@ -40,13 +40,13 @@ WEIGHTS = {
 }
 WEIGHTS["GANMEX"] = WEIGHTS.pop("classifier 100, similarity 20")
 
-# Network, bound and iterations of the trainings whose weight is found, as `choice` took them.
+# Network, bound, whether the critic is told the class, and iterations: as `choice` took them.
 CHOSEN = {
-    "digits": ("mask", 0.1, 1000),
-    "coloured digits": ("mask", 0.1, 1000),
-    "colours": ("identity", 0.1, 1000),
-    "scenes": ("identity", 0.1, 1000),
-    "fashion": ("mask", 0.1, 1000),  # as for digits, whose images are alike; not chosen
+    "digits": ("mask", 0.1, False, 1000),
+    "coloured digits": ("mask", 0.1, False, 1000),
+    "colours": ("identity", 0.1, False, 1000),
+    "scenes": ("identity", 0.1, False, 1000),
+    "fashion": ("mask", 0.1, False, 1000),  # as for digits, whose images are alike; not chosen
 }
 CONSTRAINED = "constrained"  # the variant of that name, on all training images
 SIZES = (300, 3000)  # training images, the first ones, of "constrained, N images"
@@ -119,22 +119,24 @@ def settings(run: Run) -> ganmex.Settings | constrained_gan.Settings:
         raise ValueError(f'scale must be "laptop" or "paper", got {run.scale!r}')
     larger = PAPER if run.scale == "paper" else {}
     if _is_constrained(run):
-        form, bound, iterations = CHOSEN[run.problem]
-        return constrained(run.problem, form, bound, **{"iterations": iterations} | larger)
+        *network, iterations = CHOSEN[run.problem]
+        return constrained(run.problem, *network, **{"iterations": iterations} | larger)
     chosen = {"per_class": _per_class(run.problem)} | larger
     if run.scale == "laptop" and run.size == 16:
         chosen |= {"iterations": 1500, "width": 12, "blocks": 2}
     return ganmex.Settings(**chosen | _variant(run.variant))
 
 
-def constrained(problem: str, form: str, bound: float, **options) -> constrained_gan.Settings:
+def constrained(
+    problem: str, form: str, bound: float, told: bool, **options
+) -> constrained_gan.Settings:
     """Of a training whose classifier's weight is found.
 
     A network that starts from x needs no way back to stay near it: similarity sees to that.
     """
     tied = {"paint": {}, "identity": {"cycle": 0.0}, "mask": {"cycle": 0.0, "mask": 2.0}}[form]
     chosen = {"per_class": _per_class(problem)} | tied | options
-    return constrained_gan.Settings(form=form, bound=bound, **chosen)
+    return constrained_gan.Settings(form=form, bound=bound, told=told, **chosen)
 
 
 def size(run: Run) -> int | None:
