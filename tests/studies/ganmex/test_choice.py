@@ -15,6 +15,8 @@ ROWS = pd.DataFrame(
     {
         "taken": [0.76, 0.8, 0.9, 0.99],
         "distance": [0.01, 0.06, 0.05, 0.2],
+        "iterations": 500,
+        "problem": "digits",
         "mdts taken": 0.8,
         "mdts distance": 0.1,
     }
@@ -25,6 +27,12 @@ def test_the_nearest_of_those_that_the_referee_accepts_is_taken():
     assert choice.best(ROWS).name == 2
     # Of 600 images .80 has a lower end of .766, .76 one of .724: enough, and too little, for .75.
     assert choice.best(ROWS.iloc[:2]).name == 1
+
+
+def test_a_training_that_is_too_long_is_not_taken():
+    late = ROWS.assign(iterations=[500, 500, 751, 500])
+    assert choice.best(late).name == 1
+    assert choice.best(late.assign(problem="scenes")).name == 2
 
 
 def test_if_none_is_accepted_the_most_convincing_one_is_taken():

@@ -265,12 +265,14 @@ def test_choice_follows_each_network_beside_the_nearest_sample():
     rows = pd.DataFrame(
         list(product(("digits", "scenes"), ("mask", "paint"), (250, 500))),
         columns=["problem", "form", "iterations"],
-    )
+    ).assign(told=False)
+    again = rows[(rows["problem"] == "scenes") & (rows["form"] == "mask")].assign(told=True)
+    rows = pd.concat([rows, again], ignore_index=True)
     numbers = RNG.uniform(0.1, 0.9, (3, len(rows)))
     rows = rows.assign(taken=numbers[0], distance=numbers[1], weight=numbers[2])
     rows = rows.assign(**{"mdts taken": 0.8, "mdts distance": 0.05})
     fig = plots.choice(rows, published=100.0)
-    assert {"digits", "scenes", "mask", "paint", "MDTS", "authors'"} <= set(texts(fig))
+    assert {"mask, critic told", "scenes", "mask", "paint", "MDTS", "authors'"} <= set(texts(fig))
     axes = np.array(fig.axes).reshape(3, 2)
     for column, problem in enumerate(("digits", "scenes")):
         part = rows[(rows["problem"] == problem) & (rows["form"] == "paint")]
@@ -284,19 +286,3 @@ def test_choice_follows_each_network_beside_the_nearest_sample():
             )
             known = next(v for k, v in lines.items() if k in ("MDTS", "authors'"))
             assert set(known.get_ydata()) == {level}
-
-
-def test_sizes_against_the_number_of_training_images():
-    table = estimates(
-        problem=["digits", "scenes"],
-        size=[300, 3000],
-        baseline=["MDTS", "constrained"],
-        quantity=["transfer", "L1"],
-    )
-    fig = plots.sizes(table, ["transfer", "L1"])
-    assert {"MDTS", "constrained", "digits (n = 40)"} <= set(texts(fig))
-    axes = np.array(fig.axes).reshape(2, 2)
-    for r, quantity in enumerate(("transfer", "L1")):
-        for c, problem in enumerate(("digits", "scenes")):
-            part = table[(table["problem"] == problem) & (table["quantity"] == quantity)]
-            assert bars(axes[r, c], 1) == ends(part)
