@@ -72,6 +72,7 @@ def test_main_and_repeated_trainings_are_among_the_runs():
         assert Run("digits", 16, "own head", seed) in runs
     for name, size in models.MAIN.items():
         assert {Run(name, size, "constrained", seed) for seed in range(5)} <= runs
+        assert {Run(name, size, f"constrained, {n} images") for n in models.SIZES} <= runs
     for name, numbers in models.SHORTER.items():
         assert {Run(name, models.MAIN[name], f"{n} iterations") for n in numbers} <= runs
 
@@ -95,7 +96,7 @@ def test_there_is_a_training_against_each_randomised_classifier():
 # Settings
 
 
-FOUND = [run for run in models.runs() if run.variant == "constrained"]
+FOUND = [run for run in models.runs() if run.variant.startswith("constrained")]
 FIXED = [run for run in models.runs() if run not in FOUND]
 
 
@@ -284,6 +285,26 @@ def test_classifier_has_as_many_random_layers_as_the_variant_says(asked, k):
 
 
 # Recipes
+
+
+def test_a_training_on_few_images_sees_the_first_ones(problem, asked, monkeypatch, tmp_path):
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
+    given = []
+
+    def train(model, images, labels, settings, **options):
+        given.append((images, labels))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(constrained_gan, "train", train)
+    for variant, size in (("constrained, 30 images", 30), ("constrained", 40)):
+        run = Run("digits", 28, variant)
+        assert models.size(run) == (30 if size == 30 else None)
+        recipe = models.recipe(run)
+        with pytest.raises(KeyboardInterrupt):
+            recipe.train(recipe.build())
+        images, labels = given.pop()
+        assert torch.equal(images, problem.train_images[:size])
+        assert torch.equal(labels, problem.train_labels[:size])
 
 
 def test_recipes_hold_all_that_the_study_loads_by_itself():

@@ -286,3 +286,19 @@ def test_choice_follows_each_network_beside_the_nearest_sample():
             )
             known = next(v for k, v in lines.items() if k in ("MDTS", "authors'"))
             assert set(known.get_ydata()) == {level}
+
+
+def test_sizes_against_the_number_of_training_images():
+    table = estimates(
+        problem=["digits", "scenes"],
+        size=[300, 3000],
+        baseline=["MDTS", "constrained"],
+        quantity=["transfer", "L1"],
+    )
+    fig = plots.sizes(table, ["transfer", "L1"])
+    assert {"MDTS", "constrained", "digits (n = 40)"} <= set(texts(fig))
+    axes = np.array(fig.axes).reshape(2, 2)
+    for r, quantity in enumerate(("transfer", "L1")):
+        for c, problem in enumerate(("digits", "scenes")):
+            part = table[(table["problem"] == problem) & (table["quantity"] == quantity)]
+            assert bars(axes[r, c], 1) == ends(part)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from xaiutils import attribution, ganmex
@@ -85,3 +86,18 @@ def test_digits_have_neither_a_true_mask_nor_another_factor():
     rows = trainings.measured("digits", 10, seeds=(0,))
     assert rows[["in mask", "to exact", "other kept"]].isna().all(axis=None)
     assert rows["L1"].notna().all()
+
+
+def test_with_few_training_images_the_nearest_sample_is_one_of_them():
+    rows = trainings.by_size("colours", 10).set_index(["size", "baseline", "quantity"])["value"]
+    case = cases.choose(models.Run("colours", 28), 10)
+    images, labels = case.problem.train_images, case.problem.train_labels
+    assert set(rows.index.get_level_values("size")) == {300, 3000, len(images)}
+    gaps = (images[None, :300] - torch.from_numpy(case.images)[:, None]).abs().mean((2, 3, 4))
+    other = torch.from_numpy(case.target)[:, None] != labels[None, :300]
+    nearest = gaps.masked_fill(other, np.inf).min(1).values.mean().item()
+    assert rows[300, "MDTS", "L1"] == pytest.approx(nearest, rel=1e-5)
+    generator = models.load(models.Run("colours", 28, "constrained, 300 images"))
+    made = ganmex.Baseline(generator)(case.images, case.target)
+    expected = np.abs(made - case.images).mean()
+    assert rows[300, "constrained", "L1"] == pytest.approx(expected, rel=1e-5)

@@ -44,11 +44,11 @@ class Candidate(NamedTuple):
     told: bool
 
 
-# All networks; on scenes none was accepted, so there the critic is told the class as well.
+# On scenes no network was accepted; then, on all problems, the critic was told the class as well.
 CANDIDATES = [
     Candidate(*main, form, 0.1, told)
     for main in models.MAIN.items()
-    for told in ((False, True) if main[0] == "scenes" else (False,))
+    for told in (False, True)
     for form in ("identity", "mask", "paint")
 ]
 

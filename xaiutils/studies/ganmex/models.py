@@ -48,7 +48,8 @@ CHOSEN = {
     "scenes": ("mask", 0.1, True, 1000),
     "fashion": ("mask", 0.1, False, 750),  # as for digits, whose images are alike; not chosen
 }
-CONSTRAINED = "constrained"  # the variant of that name
+CONSTRAINED = "constrained"  # the variant of that name, on all training images
+SIZES = (300, 3000)  # training images, the first ones, of "constrained, N images"
 
 # The authors' networks; iterations are those of the checkpoint they show of MNIST.
 PAPER = {"iterations": 50_000, "per_class": 6, "learning_rate": 1e-4, "width": 64, "blocks": 6}
@@ -92,6 +93,7 @@ def runs() -> list[Run]:
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
     chosen += [Run(*main, CONSTRAINED, seed) for main in MAIN.items() for seed in FIVE_SEEDS]
+    chosen += [Run(*main, f"{CONSTRAINED}, {n} images") for main in MAIN.items() for n in SIZES]
     return list(dict.fromkeys(chosen))
 
 
@@ -116,7 +118,7 @@ def settings(run: Run) -> ganmex.Settings | constrained_gan.Settings:
     if run.scale not in ("laptop", "paper"):
         raise ValueError(f'scale must be "laptop" or "paper", got {run.scale!r}')
     larger = PAPER if run.scale == "paper" else {}
-    if run.variant == CONSTRAINED:
+    if _is_constrained(run):
         *network, iterations = CHOSEN[run.problem]
         return constrained(run.problem, *network, **{"iterations": iterations} | larger)
     chosen = {"per_class": _per_class(run.problem)} | larger
@@ -137,6 +139,16 @@ def constrained(
     return constrained_gan.Settings(form=form, bound=bound, told=told, **chosen)
 
 
+def size(run: Run) -> int | None:
+    """Training images of its generator; None if all."""
+    words = run.variant.split()
+    return int(words[1]) if _is_constrained(run) and len(words) == 3 else None
+
+
+def _is_constrained(run: Run) -> bool:
+    return run.variant.startswith(CONSTRAINED)
+
+
 def _per_class(problem: str) -> int:
     """Images of each class in a batch: about thirty in all."""
     return {"colours": 10, "scenes": 8, "one scene": 16}.get(problem, 3)
@@ -145,7 +157,7 @@ def _per_class(problem: str) -> int:
 def recipe(run: Run) -> trained.Recipe:
     """How `load` makes its generator."""
     chosen = settings(run)
-    room = constrained_gan if run.variant == CONSTRAINED else ganmex
+    room = constrained_gan if _is_constrained(run) else ganmex
 
     def data() -> problems.Problem:
         return problems.load(run.problem, run.size)
@@ -162,8 +174,8 @@ def recipe(run: Run) -> trained.Recipe:
         checkpoint = assets.cache_folder() / "trained" / f"{run.name}-{key[:12]}.checkpoint"
         made = room.train(
             judge,
-            problem.train_images,
-            problem.train_labels,
+            problem.train_images[: size(run)],
+            problem.train_labels[: size(run)],
             chosen,
             seed=run.seed,
             checkpoint=checkpoint,

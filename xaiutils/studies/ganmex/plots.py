@@ -445,3 +445,27 @@ def choice(table: pd.DataFrame, published: float):
         ax.set_ylabel(words)
     _legend(fig, axes, most=5)
     return fig
+
+
+def sizes(table: pd.DataFrame, quantities: Sequence[str]):
+    """Qualities (rows) of baselines (marks) against the training images N, a problem each column.
+
+    Columns problem, size, baseline, quantity.
+    """
+    problems, baselines = _names(table, "problem"), _names(table, "baseline")
+    height = 0.8 + 1.5 * len(quantities)
+    fig, axes = _panels(len(problems), height, rows=len(quantities), sharex=True, sharey="row")
+    for column, problem in zip(axes.T, problems, strict=True):
+        for ax, quantity in zip(column, quantities, strict=True):
+            rows = _of(table[table["problem"] == problem], quantity).sort_values("size")
+            for index, baseline in enumerate(baselines):
+                part = rows[rows["baseline"] == baseline]
+                beside = 1.08 ** (index - (len(baselines) - 1) / 2)
+                _bars(ax, part["size"] * beside, part, _MARKS[index], baseline)
+            ax.set(xscale="log")
+        column[0].set_title(f"{problem} ({_n(rows)})")
+        column[-1].set_xlabel("training images N")
+    for ax, quantity in zip(axes[:, 0], quantities, strict=True):
+        ax.set_ylabel(_words(quantity, 1.4))
+    _legend(fig, axes, most=4)
+    return fig

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from xaiutils import sanity
+from xaiutils import baselines, sanity
 from xaiutils.companion import over_seeds
 from xaiutils.intervals import Estimate
 from xaiutils.studies.ganmex import maps, models
 from xaiutils.studies.ganmex.cases import baselines_of, choose, exact, generated
 from xaiutils.studies.ganmex.quality import measure
+from xaiutils.studies.ganmex.quality import summary as summary_over_images
 
 RIVALS = ("zero", "MDTS")
 QUANTITIES = ("flips", "transfer", "L1", "to exact", "other kept", "in mask")
@@ -46,6 +47,23 @@ def measured(problem: str, n: int, *, seeds: Sequence[int] = models.FIVE_SEEDS) 
         rows.append(table)
     found = pd.concat(rows, ignore_index=True).groupby(["baseline", "run"], sort=False)
     return found[list(QUANTITIES)].mean().reset_index().astype({name: float for name in QUANTITIES})
+
+
+def by_size(problem: str, n: int) -> pd.DataFrame:
+    """Constrained GAN and nearest sample, given N training images: summaries over `n` test images.
+
+    Columns problem, size (N), baseline, quantity, value, low, high, n. One training each.
+    """
+    case = choose(models.Run(problem, _pixels(problem)), n)
+    images, labels = case.problem.train_images, case.problem.train_labels
+    rows = []
+    for size in (*models.SIZES, len(images)):
+        variant = f"{models.CONSTRAINED}, {size} images"
+        variant = models.CONSTRAINED if size == len(images) else variant
+        search = baselines.NearestSample(images[:size], labels[:size])
+        made = {"MDTS": search(case.images, case.target), "constrained": generated(case, variant)}
+        rows.append(summary_over_images(measure(case, made)).assign(size=size))
+    return pd.concat(rows, ignore_index=True).assign(problem=problem)
 
 
 def _pixels(problem: str) -> int:
