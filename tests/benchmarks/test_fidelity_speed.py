@@ -53,7 +53,7 @@ def over_bare(monkeypatch):
 
 
 def test_curves_add_little_to_the_model(bench, over_bare, lite, samples):
-    n, steps = 2, 20
+    n, steps = 2, 40
     x, y = samples.images[:n].numpy(), samples.labels[:n].numpy()
     maps = {"one": scores(n, 224, 224), "other": scores(n, 224, 224, seed=1)}
     forward = runtime.forward(lite, x[0])
