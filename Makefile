@@ -85,10 +85,9 @@ figures/CLAIMS.md: $(NOTEBOOKS:%=build/default/%.ipynb) notebooks/claims.toml \
 	$(PYTHON) -m xaiutils.companion.readme
 
 test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
-	$(SIDE_BY_SIDE)
 	rm -rf $(PREPARED)
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
-	$(SIDE_BY_SIDE) $(NBVAL) --nbval-cell-timeout=300 $(ALL:%=$(PREPARED)/%.ipynb)
+	$(SIDE_BY_SIDE) $(NBVAL) --nbval-cell-timeout=300 $(ALL:%=$(PREPARED)/%.ipynb) tests
 
 verify: $(VERIFIED) ## rerun the committed notebooks, compare their check cells (30 min; -j2 22)
 

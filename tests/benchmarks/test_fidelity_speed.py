@@ -53,6 +53,7 @@ def over_bare(monkeypatch):
 
 
 def test_curves_add_little_to_the_model(bench, over_bare, lite, samples):
+    # The default of steps; in a shorter call the look for changes of the network weighs more.
     n, steps = 2, 40
     x, y = samples.images[:n].numpy(), samples.labels[:n].numpy()
     maps = {"one": scores(n, 224, 224), "other": scores(n, 224, 224, seed=1)}
