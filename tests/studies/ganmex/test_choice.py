@@ -58,7 +58,7 @@ def test_every_candidate_was_measured_at_every_time():
     table = choice.load()
     for candidate in choice.CANDIDATES:
         found = table[(table[list(candidate._fields)] == list(candidate)).all(axis=1)]
-        times = range(choice.EVERY, choice.ITERATIONS + 1, choice.EVERY)
+        times = range(choice.EVERY, choice.iterations(candidate) + 1, choice.EVERY)
         assert found["iterations"].tolist() == list(times)
 
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from xaiutils.companion import figures
-from xaiutils.studies.ganmex import plots
+from xaiutils.studies.ganmex import pictures, plots
 
 RNG = np.random.default_rng(0)
 
@@ -54,9 +54,9 @@ def ends(rows):
 
 def test_images_of_any_size_and_a_dash_for_those_that_are_not():
     gray, colour = RNG.random((2, 1, 6, 6)), RNG.random((1, 3, 8, 8))
-    rows = plots.examples({"x": gray, "maximum distance": 1 - gray})
-    rows += plots.examples({"x": colour})
-    fig = plots.images(rows, ["0 to 6", "1 to 4", "red to blue"])
+    rows = pictures.examples({"x": gray, "maximum distance": 1 - gray})
+    rows += pictures.examples({"x": colour})
+    fig = pictures.images(rows, ["0 to 6", "1 to 4", "red to blue"])
     found = texts(fig)
     assert {"0 to 6", "red to blue", "maximum distance"} <= set(found) and found.count("-") == 1
     drawn = [ax.images[0] for ax in fig.axes if ax.images]
@@ -68,8 +68,10 @@ def test_images_of_any_size_and_a_dash_for_those_that_are_not():
 
 def test_columns_of_images_do_not_touch():
     names = ["x", "zero", "MDTS", "class mean", "adversarial", "maximum distance", "GANMEX"]
-    rows = plots.examples({name: RNG.random((1, 1, 4, 4)) for name in [*names, "a", "b", "c", "d"]})
-    fig = plots.images(rows, ["0 to 6"])
+    rows = pictures.examples(
+        {name: RNG.random((1, 1, 4, 4)) for name in [*names, "a", "b", "c", "d"]}
+    )
+    fig = pictures.images(rows, ["0 to 6"])
     fig.canvas.draw()
     boxes = [ax.texts[0].get_window_extent() for ax in fig.axes]
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
@@ -80,7 +82,7 @@ def test_maps_are_signed_blue_for_the_source_and_grouped_by_method():
     x = RNG.random((2, 3, 5, 5))
     m = {pair: RNG.normal(size=x.shape) for pair in product(("IG", "EG"), ("zero", "MDTS"))}
     m = {pair: m[pair] for pair in sorted(m, key=lambda pair: pair[1])}  # methods not together
-    fig = plots.saliency(x, {"MDTS": 1 - x}, m, ["0 to 6", "1 to 4"])
+    fig = pictures.saliency(x, {"MDTS": 1 - x}, m, ["0 to 6", "1 to 4"])
     found = texts(fig)
     assert {"0 to 6", "1 to 4", "x"} <= set(found) and found.count("MDTS") == 3
     assert any(
@@ -302,3 +304,31 @@ def test_sizes_against_the_number_of_training_images():
         for c, problem in enumerate(("digits", "scenes")):
             part = table[(table["problem"] == problem) & (table["quantity"] == quantity)]
             assert bars(axes[r, c], 1) == ends(part)
+
+
+def test_price_of_each_method_with_fewer_images_hollow():
+    table = estimates(
+        problem=["colours", "scenes"],
+        method=["MDTS", "guided flow"],
+        size=[300, 20000],
+        quantity=["transfer", "L1"],
+    )
+    once = table[(table["method"] == "MDTS") & (table["size"] == 300)]
+    table = pd.concat([table, once.assign(method="adversarial", size=0)], ignore_index=True)
+    table["teraflop"] = RNG.uniform(1, 100, len(table))
+    fig = plots.price(table, ["transfer", "L1"])
+    assert {"MDTS", "guided flow", "adversarial", "hollow: 300 training images"} <= set(texts(fig))
+    axes = np.array(fig.axes).reshape(2, 2)
+    for r, problem in enumerate(("colours", "scenes")):
+        for c, quantity in enumerate(("transfer", "L1")):
+            part = table[(table["problem"] == problem) & (table["quantity"] == quantity)]
+            assert bars(axes[r, c], 1) == ends(part)
+            hollow = [
+                found
+                for found in axes[r, c].containers
+                if found[0].get_fillstyle() == "none" and len(found[0].get_xdata())
+            ]
+            at = {float(v) for found in hollow for v in found[0].get_xdata()}
+            few = part[(part["size"] == 300) & (part["method"] != "adversarial")]
+            assert at >= set(few["teraflop"])
+            assert not at & set(part.loc[part["size"] == 20000, "teraflop"])

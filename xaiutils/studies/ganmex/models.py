@@ -10,6 +10,7 @@ import torch
 from xaiutils import constrained_gan, gan_networks, ganmex, runtime, sanity
 from xaiutils.classifiers import small, trained
 from xaiutils.data import assets, problems
+from xaiutils.studies.ganmex import rivals
 
 MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pixels
 # Pixels of the trainings that are repeated; digits can be told on fewer than scenes.
@@ -44,7 +45,7 @@ WEIGHTS["GANMEX"] = WEIGHTS.pop("classifier 100, similarity 20")
 CHOSEN = {
     "digits": ("mask", 0.1, False, 750),
     "coloured digits": ("mask", 0.1, False, 750),
-    "colours": ("identity", 0.1, False, 750),
+    "colours": ("mask", 0.1, True, 750),
     "scenes": ("mask", 0.1, True, 1000),
     "fashion": ("mask", 0.1, False, 750),  # as for digits, whose images are alike; not chosen
 }
@@ -223,7 +224,8 @@ def recipes() -> list[trained.Recipe]:
     nets += [(*pair, judge, 0) for pair in sizes for judge in JUDGES]
     nets += [("colours", 16, "pooling", 0), ("small digits", 16, "strided", 0)]
     nets = dict.fromkeys(nets)
-    return [small.recipe(*net) for net in nets] + [recipe(run) for run in runs()]
+    made = [small.recipe(*net) for net in nets] + [recipe(run) for run in runs()]
+    return made + rivals.recipes()
 
 
 def _variant(name: str) -> dict:

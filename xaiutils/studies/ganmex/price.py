@@ -1,0 +1,89 @@
+"""The price of a counterfactual: rivals of GANMEX, how good they are and what they cost.
+
+Cost is counted in multiplications and additions of convolutions and matrix products, which are the
+same on every machine, unlike seconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from torch.utils.flop_counter import FlopCounterMode
+
+from xaiutils import baselines, counterfactuals, sanity
+from xaiutils.constrained_gan import Training
+from xaiutils.studies.ganmex import cases, maps, models, quality, rivals
+
+MADE = 1000  # counterfactuals that one training is to serve
+UNTRAINED = ("MDTS", "adversarial")
+METHODS = (*UNTRAINED, *rivals.STEPS, models.CONSTRAINED)
+QUANTITIES = ("flips", "transfer", "L1", "other kept", "in mask")
+
+
+def measured(problem: str, n: int) -> pd.DataFrame:
+    """Summaries over `n` test images, one training each.
+
+    Columns problem, method, size (training images N, 0 where none is used), teraflop (10^12
+    operations for the training and `MADE` counterfactuals), quantity (see `quality.measure`; "in
+    mask" as `trainings.measured` has it), value, low, high, n.
+    """
+    case, rows = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n), []
+    truth, many = cases.exact(case), len(case.problem.train_images)
+    for method in METHODS:
+        for size in (0,) if method == "adversarial" else (rivals.FEW, many):
+            made, operations = _made(case, method, size)
+            table = quality.measure(case, {method: made})
+            share = sanity.localisation(maps.explain(case, made, "IG"), truth.mask)
+            known = truth.is_object | (problem != "scenes")
+            table["in mask"] = np.where(known, share, np.nan)
+            cost = training(case, method, size) + MADE / len(made) * operations
+            found = quality.summary(table).rename(columns={"baseline": "method"})
+            rows.append(found.assign(size=size, teraflop=cost / 1e12))
+    found = pd.concat(rows, ignore_index=True).assign(problem=problem)
+    return found[found["quantity"].isin(QUANTITIES)]
+
+
+def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
+    """Counterfactuals of a method given `size` training images, and the operations spent."""
+    x, target, problem = case.images, case.target, case.problem
+    whole = size == len(problem.train_images)
+    if method == "MDTS":
+        images, labels = problem.train_images[:size], problem.train_labels[:size]
+        # A subtraction, an absolute value and a sum for each value of each image of the class.
+        values = (labels[:, None] == labels.new_tensor(target)).sum().item() * x[0].size
+        return baselines.NearestSample(images, labels)(x, target), 3.0 * values
+    if method == models.CONSTRAINED:
+        variant = method if whole else f"{method}, {size} images"
+        models.load(case.run._replace(variant=variant))  # outside the count
+    net = None
+    if method in rivals.STEPS:
+        net = rivals.load(method, problem.name, None if whole else size)
+    with FlopCounterMode(display=False) as counter:
+        if method == "adversarial":
+            made = baselines.adversarial(case.model, x, target)
+        elif method == models.CONSTRAINED:
+            made = cases.generated(case, variant)
+        else:
+            search = getattr(counterfactuals, method.replace(" ", "_"))
+            made = search(case.model, net, x, target)
+    return made, float(counter.get_total_flops())
+
+
+def training(case: cases.Case, method: str, size: int) -> float:
+    """Operations of a training on `size` images."""
+    if method in UNTRAINED:
+        return 0.0
+    images, labels = case.problem.train_images[:size], case.problem.train_labels[:size]
+    if method == models.CONSTRAINED:
+        settings = models.settings(case.run._replace(variant=method))
+        steps = Training(case.model, images, labels, settings, 0)
+        with FlopCounterMode(display=False) as counter:
+            steps.step()
+        return float(counter.get_total_flops() * settings.iterations)
+    counts = []
+    for short in (3, 5):  # so that what is done once does not count for each step
+        net = rivals.build(method, case.problem.name)
+        with FlopCounterMode(display=False) as counter:
+            rivals.fit(method, net, images, labels, short)
+        counts.append(counter.get_total_flops())
+    return (counts[1] - counts[0]) / 2 * rivals.STEPS[method]
