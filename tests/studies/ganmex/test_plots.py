@@ -128,22 +128,6 @@ def test_an_absent_quantity_is_named():
         plots.quality({"digits": table}, ["MDTS"], ["flips"])
 
 
-def test_curve_against_iterations_with_mdts_dashed():
-    keys = {"problem": ["digits", "scenes"], "iterations": [300, 100], "quantity": ["L1"]}
-    table = estimates(**keys)
-    reference = pd.DataFrame({"problem": keys["problem"], "quantity": "L1", "value": [0.2, 0.4]})
-    fig = plots.curve(table, reference)
-    (ax,) = fig.axes
-    assert {"digits (n = 40)", "MDTS, hollow marks", "100", "300"} <= set(texts(fig))
-    assert ax.get_xscale() == "log" and bars(ax, 1) == ends(table)
-    # Side by side, so that equal values of two problems are both seen.
-    left, right = (np.array(marks[0].get_xdata(), float) for marks in ax.containers)
-    np.testing.assert_allclose(np.sqrt(left * right), [100, 300])
-    np.testing.assert_allclose(right / left, 1.06)
-    levels = [set(line.get_ydata()) for line in ax.lines if line.get_linestyle() == "--"]
-    assert levels == [{0.2}, {0.4}]
-
-
 def test_matrix_writes_intervals_and_frames_the_own_filler():
     table = estimates(ranking=["random", "MDTS", "GANMEX"], filler=["GANMEX", "zero"])
     table.loc[0, ["value", "low", "high"]] = -0.001, -0.2, 0.25
@@ -199,13 +183,10 @@ def test_a_data_set_looks_the_same_in_all_figures():
     found = {}
     for chosen in (every, every[1:], ["scenes", "digits"]):
         tables = {name: estimates(baseline=["MDTS"], quantity=["L1"]) for name in chosen}
-        curve = estimates(problem=chosen, iterations=[100, 300], quantity=["L1"])
-        reference = pd.DataFrame({"problem": chosen, "quantity": "L1", "value": 0.5})
-        for fig in (plots.quality(tables, ["MDTS"], ["L1"]), plots.curve(curve, reference)):
-            for container in fig.axes[0].containers:
-                line, name = container[0], container.get_label().split(" (")[0]
-                look = line.get_color(), line.get_marker(), line.get_fillstyle()
-                found.setdefault(name, set()).add(look)
+        for container in plots.quality(tables, ["MDTS"], ["L1"]).axes[0].containers:
+            line, name = container[0], container.get_label().split(" (")[0]
+            look = line.get_color(), line.get_marker(), line.get_fillstyle()
+            found.setdefault(name, set()).add(look)
     assert sorted(found) == sorted(every) and all(len(looks) == 1 for looks in found.values())
     assert len(set.union(*found.values())) == 4
 

@@ -1,13 +1,16 @@
 """The price of a counterfactual: operations counted by hand, qualities of the case put together."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from xaiutils import counterfactuals, ganmex
 from xaiutils.classifiers import small, trained
+from xaiutils.data import problems
 from xaiutils.runtime import predicted
-from xaiutils.studies.ganmex import cases, models, price, rivals
+from xaiutils.studies.ganmex import cases, choice, models, price, rivals
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,8 @@ def test_each_method_has_its_rows_by_training_images(colours):
 def test_values_are_those_of_the_counterfactuals_made(colours):
     case = cases.choose(models.Run("colours", 28), 8)
     flow = rivals.load("guided flow", "colours", 300)
-    made = counterfactuals.guided_flow(case.model, flow, case.images, case.target)
+    chosen = price.chosen("guided flow", "colours")
+    made = counterfactuals.guided_flow(case.model, flow, case.images, case.target, **chosen)
     rows = colours.query("method == 'guided flow' and size == 300").set_index("quantity")["value"]
     assert rows["L1"] == pytest.approx(np.abs(made - case.images).mean(), rel=1e-5)
     says = [predicted(judge, made) == case.target for judge in case.judges.values()]
@@ -70,6 +74,46 @@ def test_a_generator_costs_its_steps():
     assert found > iterations * 30 * 2 * weights * 49 and found % iterations == 0
 
 
+# What is chosen
+
+
+def test_settings_are_those_of_the_nearest_that_the_referee_accepts():
+    table = price.tried()
+    assert len(table) == 2 * (3 + 3 + 6)
+    for (problem, method), rows in table.groupby(["problem", "method"]):
+        best = choice.nearest_accepted(rows, 300)
+        found = price.chosen(method, problem)
+        assert found == {name: best[name] for name in price.SETTINGS[method]}
+        search = price._search(method)
+        assert set(found) <= set(inspect.signature(search).parameters)
+
+
+def test_settings_are_tried_on_images_held_out(monkeypatch, tmp_path):
+    given = []
+
+    def search(model, net, x, target, **setting):
+        given.append((x, target, setting))
+        return np.full(x.shape, 0.5, np.float32)
+
+    monkeypatch.setattr(price, "_search", lambda method: search)
+    monkeypatch.setattr(price, "_FILE", tmp_path / "rivals.json")
+    monkeypatch.setattr(price, "JUDGED", 20)
+    monkeypatch.setattr(rivals, "load", lambda *_: None)
+    price.main()
+    data = problems.load("colours", 28)
+    x, target, setting = given[0]
+    assert torch.equal(x, data.train_images[-600:-580]) and setting == {"confidence": 0.95}
+    assert (target != data.train_labels[-600:-580].numpy()).all()
+    table = price.tried()
+    assert len(table) == len(given) == 24
+    row = table.iloc[0]
+    assert row["distance"] == pytest.approx((x - 0.5).abs().mean().item(), abs=1e-4)
+    referee = small.load("colours", 28, choice.referee("colours"))
+    half = np.full(x.shape, 0.5, np.float32)
+    assert row["taken"] == pytest.approx((predicted(referee, half) == target).mean())
+    assert row["mdts taken"] > 0.9
+
+
 # What is trained
 
 
@@ -80,7 +124,7 @@ def test_a_training_sees_the_first_images_for_its_steps(kind, monkeypatch):
     recipe = rivals.recipe(kind, "colours", 300)
     recipe.train(recipe.build())
     rivals.recipe(kind, "colours").train(recipe.build())
-    assert [len(images) for _, _, images, *_ in calls] == [300, 20000]
+    assert [len(images) for _, _, images, *_ in calls] == [300, 20000 - 600]
     assert {(given[0], given[4]) for given in calls} == {(kind, rivals.STEPS[kind])}
 
 

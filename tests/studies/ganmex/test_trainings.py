@@ -16,6 +16,7 @@ def table():
     rows = [(name, run) for name in ("MDTS", "constrained") for run in range(4)]
     rows = pd.DataFrame(rows, columns=["baseline", "run"])
     rows[list(trainings.QUANTITIES)] = rng.uniform(0.2, 0.8, (8, len(trainings.QUANTITIES)))
+    rows["images"] = 20
     once = pd.DataFrame({"baseline": ["GANMEX"], "run": [0], "L1": [0.3]})
     return pd.concat([rows, once], ignore_index=True)
 
@@ -101,3 +102,30 @@ def test_with_few_training_images_the_nearest_sample_is_one_of_them():
     made = ganmex.Baseline(generator)(case.images, case.target)
     expected = np.abs(made - case.images).mean()
     assert rows[300, "constrained", "L1"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_means_weigh_trainings_alike_and_leave_out_what_is_not_known():
+    images = pd.DataFrame(
+        {
+            "baseline": "MDTS",
+            "run": [0, 0, 0, 1],
+            "image": [0, 1, 2, 0],
+            "flips": [True, True, False, True],
+            "other kept": pd.array([True, False, None, None], dtype="boolean"),
+        }
+    )
+    found = trainings.means(images).set_index("run")
+    assert found["flips"].tolist() == pytest.approx([2 / 3, 1])
+    assert found.loc[0, "other kept"] == 0.5 and np.isnan(found.loc[1, "other kept"])
+    assert found["images"].tolist() == [3, 1] and "L1" not in found
+
+
+def test_trainings_that_all_flip_have_wilsons_interval_over_images():
+    rows = pd.DataFrame(
+        {"baseline": "MDTS", "run": range(5), "flips": 1.0, "L1": 1.0, "images": 40}
+    )
+    found = trainings.level(rows, "flips", "MDTS")
+    assert found == pytest.approx((1, 200 / (200 + 1.959964**2), 1, 5))
+    assert trainings.level(rows, "L1", "MDTS") == (1, 1, 1, 5)
+    single = trainings.level(rows[:1], "flips", "MDTS")
+    assert np.isnan(single.low)

@@ -19,15 +19,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from xaiutils import baselines, constrained_gan, ganmex, intervals
 from xaiutils.classifiers import small, trained
 from xaiutils.data import assets, problems
 from xaiutils.runtime import predicted
-from xaiutils.studies.ganmex import models
+from xaiutils.studies.ganmex import models, rivals
 
 FOLDER = assets.DATA / "gan_choice"
-HELD_OUT = 600  # training images, the last ones
+HELD_OUT = rivals.HELD_OUT
 EVERY = 250  # iterations between two measurements
 ITERATIONS = 1000
 LONGER = 2000  # scenes with a critic that is told the class: accepted ever more often until 1,000
@@ -71,6 +72,45 @@ def iterations(candidate: Candidate) -> int:
     return LONGER if candidate.problem == "scenes" and candidate.told else ITERATIONS
 
 
+class HeldOut(NamedTuple):
+    """The images that choose, `x` (n, C, H, W), each with a `target`, and those left to train on.
+
+    ``model`` is explained, ``referee`` chooses; ``nearest`` are the nearest of ``images``.
+    """
+
+    x: torch.Tensor
+    target: np.ndarray
+    images: torch.Tensor
+    labels: torch.Tensor
+    model: torch.nn.Module
+    referee: torch.nn.Module
+    nearest: np.ndarray
+
+    def judged(self, made: np.ndarray) -> dict[str, float]:
+        """What the referee says of baselines (n, C, H, W), see `follow`."""
+        row = {}
+        for name, b in (("", made), ("mdts ", self.nearest)):
+            row[f"{name}taken"] = (predicted(self.referee, b) == self.target).mean()
+            row[f"{name}distance"] = np.abs(b - self.x.numpy()).mean()
+        return row | {"explained": (predicted(self.model, made) == self.target).mean()}
+
+
+def held_out(problem: str, size: int, n: int = HELD_OUT) -> HeldOut:
+    """The first `n` of the images held out, each with a random target."""
+    data = problems.load(problem, size)
+    x, labels = data.train_images[-HELD_OUT:][:n], data.train_labels[-HELD_OUT:][:n].numpy()
+    rng, classes = np.random.default_rng(0), len(data.classes)
+    if problem == "scenes":
+        target = labels ^ rng.integers(1, 3, len(x))
+    else:
+        target = (labels + rng.integers(1, classes, len(x))) % classes
+    images, their = data.train_images[:-HELD_OUT], data.train_labels[:-HELD_OUT]
+    model = small.load(problem, size, small.explained(problem)).requires_grad_(False)
+    judge = small.load(problem, size, referee(problem))
+    nearest = baselines.NearestSample(images, their)(x.numpy(), target)
+    return HeldOut(x, target, images, their, model, judge, nearest)
+
+
 def follow(candidate: Candidate) -> pd.DataFrame:
     """Train a candidate; every `EVERY` iterations a row: iterations, taken, distance, rival's.
 
@@ -78,49 +118,32 @@ def follow(candidate: Candidate) -> pd.DataFrame:
     the mean absolute difference in [0, 1]; ``mdts taken`` and ``mdts distance`` those of the
     nearest training samples; ``explained`` the share that the explained classifier takes.
     """
-    data = problems.load(candidate.problem, candidate.size)
-    x, labels = data.train_images[-HELD_OUT:], data.train_labels[-HELD_OUT:].numpy()
-    rng, classes = np.random.default_rng(0), len(data.classes)
-    if candidate.problem == "scenes":
-        target = labels ^ rng.integers(1, 3, len(x))
-    else:
-        target = (labels + rng.integers(1, classes, len(x))) % classes
-    images, their = data.train_images[:-HELD_OUT], data.train_labels[:-HELD_OUT]
-    model = small.load(*candidate[:2], small.explained(candidate.problem)).requires_grad_(False)
-    judge = small.load(*candidate[:2], referee(candidate.problem))
-    nearest = baselines.NearestSample(images, their)(x.numpy(), target)
-
-    def measured(b: np.ndarray) -> tuple[float, float]:
-        return (predicted(judge, b) == target).mean(), np.abs(b - x.numpy()).mean()
-
-    mdts_taken, mdts_distance = measured(nearest)
+    held = held_out(candidate.problem, candidate.size)
     rows = []
-    training = constrained_gan.Training(model, images, their, settings(candidate), seed=0)
+    training = constrained_gan.Training(
+        held.model, held.images, held.labels, settings(candidate), seed=0
+    )
     with trained.one_thread():
         while training.iteration < iterations(candidate):
             training.step()
             if training.iteration % EVERY == 0:
-                made = ganmex.Baseline(training.average)(x, target)
-                taken, distance = measured(made)
-                rows.append(
-                    candidate._asdict()
-                    | {
-                        "iterations": training.iteration,
-                        "taken": taken,
-                        "distance": distance,
-                        "explained": (predicted(model, made) == target).mean(),
-                        "weight": training.multiplier.weight,
-                        "mdts taken": mdts_taken,
-                        "mdts distance": mdts_distance,
-                    }
-                )
+                made = ganmex.Baseline(training.average)(held.x, held.target)
+                so_far = {"iterations": training.iteration}
+                weight = {"weight": training.multiplier.weight}
+                rows.append(candidate._asdict() | so_far | held.judged(made) | weight)
     return pd.DataFrame(rows)
 
 
 def best(table: pd.DataFrame) -> pd.Series:
     """The row of `table` (of one problem, see `follow`) that the rule takes."""
-    table = table[table["iterations"] <= AFFORDED.get(table["problem"].iloc[0], 750)]
-    low, _ = intervals.wilson((table["taken"] * HELD_OUT).round().astype(int), HELD_OUT)
+    return nearest_accepted(
+        table[table["iterations"] <= AFFORDED.get(table["problem"].iloc[0], 750)]
+    )
+
+
+def nearest_accepted(table: pd.DataFrame, n: int = HELD_OUT) -> pd.Series:
+    """The rule, for rows measured on `n` images."""
+    low, _ = intervals.wilson((table["taken"] * n).round().astype(int), n)
     accepted = table[low >= table["mdts taken"] - MARGIN]
     if len(accepted):
         return accepted.loc[accepted["distance"].idxmin()]

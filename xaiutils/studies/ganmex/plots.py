@@ -125,34 +125,6 @@ def quality(
     return fig
 
 
-def curve(table: pd.DataFrame, reference: pd.DataFrame):
-    """Qualities against the iterations of training; columns problem, iterations, quantity.
-
-    `reference`, with columns problem, quantity and value, is MDTS, which needs no training.
-    """
-    quantities, problems = _names(table, "quantity"), _names(table, "problem")
-    fig, axes = _panels(len(quantities), 2.7)
-    levels = reference.set_index(["problem", "quantity"])["value"]
-    for ax, quantity in zip(axes[0], quantities, strict=True):
-        rows = _of(table, quantity)
-        known = sorted(set(rows["iterations"]))
-        for index, problem in enumerate(problems):
-            part = rows[rows["problem"] == problem].sort_values("iterations")
-            label = f"{problem} ({_n(table[table['problem'] == problem])})"
-            mark = _mark(problem, index)
-            beside = 1.06 ** (index - (len(problems) - 1) / 2)  # equal values must not hide others
-            _bars(ax, part["iterations"] * beside, part, mark, label, linestyle="-")
-            dashed = mark | {"linestyle": "--", "fillstyle": "none"}
-            ax.plot(known, [levels[problem, quantity]] * len(known), markevery=[0, -1], **dashed)
-        ax.set(xscale="log", xlabel="iterations of training", ylabel=_words(quantity, 2.2))
-        ax.xaxis.set_major_locator(FixedLocator(known))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    mdts = Line2D([], [], color="0.3", linestyle="--", label="MDTS, hollow marks")
-    _legend(fig, axes, most=4, more=[mdts], handlelength=3)
-    return fig
-
-
 def _heat(ax, table: pd.DataFrame, row: str, column: str, rows: Sequence, columns: Sequence):
     """Heat map of values at (row, column), with value and interval written in each cell."""
     cells = table.set_index([row, column])

@@ -1,10 +1,15 @@
 """The price of a counterfactual: rivals of GANMEX, how good they are and what they cost.
 
 Cost is counted in multiplications and additions of convolutions and matrix products, which are the
-same on every machine, unlike seconds.
+same on every machine, unlike seconds. How sure the classifier must be, and how far a flow goes
+back, is chosen as the networks of the GAN are, see `choice`:
+``python -m xaiutils.studies.ganmex.price`` tries all settings on images held out (half an hour).
 """
 
 from __future__ import annotations
+
+import itertools
+import json
 
 import numpy as np
 import pandas as pd
@@ -12,11 +17,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xaiutils import baselines, counterfactuals, sanity
 from xaiutils.constrained_gan import Training
-from xaiutils.studies.ganmex import cases, maps, models, quality, rivals
+from xaiutils.data import assets
+from xaiutils.studies.ganmex import cases, choice, maps, models, quality, rivals
 
 MADE = 1000  # counterfactuals that one training is to serve
 UNTRAINED = ("MDTS", "adversarial")
+JUDGED = 300  # images held out, a setting
+_SURE = {"confidence": (0.95, 0.999, 0.99999)}
+SETTINGS = {
+    "robust gradient": _SURE,
+    "latent shift": _SURE,
+    "guided flow": _SURE | {"start": (0.3, 0.6)},
+}
 METHODS = (*UNTRAINED, *rivals.STEPS, models.CONSTRAINED)
+_FILE = choice.FOLDER / "rivals.json"
 QUANTITIES = ("flips", "transfer", "L1", "other kept", "in mask")
 
 
@@ -64,8 +78,7 @@ def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
         elif method == models.CONSTRAINED:
             made = cases.generated(case, variant)
         else:
-            search = getattr(counterfactuals, method.replace(" ", "_"))
-            made = search(case.model, net, x, target)
+            made = _search(method)(case.model, net, x, target, **chosen(method, problem.name))
     return made, float(counter.get_total_flops())
 
 
@@ -87,3 +100,42 @@ def training(case: cases.Case, method: str, size: int) -> float:
             rivals.fit(method, net, images, labels, short)
         counts.append(counter.get_total_flops())
     return (counts[1] - counts[0]) / 2 * rivals.STEPS[method]
+
+
+def tried() -> pd.DataFrame:
+    """What `main` has measured: columns problem, method, those of `SETTINGS`, `choice.follow`'s."""
+    return pd.DataFrame(json.loads(_FILE.read_text()))
+
+
+def chosen(method: str, problem: str) -> dict[str, float]:
+    """The setting of a method that the rule of `choice` takes."""
+    table = tried()
+    rows = table[(table["method"] == method) & (table["problem"] == problem)]
+    best = choice.nearest_accepted(rows, JUDGED)
+    return {name: float(best[name]) for name in SETTINGS[method]}
+
+
+def main() -> None:
+    """Measure all settings of all methods."""
+    rows = []
+    for problem, pixels in rivals.PROBLEMS.items():
+        held = choice.held_out(problem, pixels, JUDGED)
+        for method, options in SETTINGS.items():
+            net, search = rivals.load(method, problem), _search(method)
+            for values in itertools.product(*options.values()):
+                setting = dict(zip(options, values, strict=True))
+                made = search(held.model, net, held.x, held.target, **setting)
+                row = {"problem": problem, "method": method} | setting | held.judged(made)
+                rows.append(row)
+                print(row, flush=True)
+    with assets.replacing(_FILE) as temporary:
+        text = pd.DataFrame(rows).to_json(orient="records", indent=1, double_precision=5)
+        temporary.write_text(text)
+
+
+def _search(method: str):
+    return getattr(counterfactuals, method.replace(" ", "_"))
+
+
+if __name__ == "__main__":
+    main()

@@ -149,7 +149,7 @@ def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> i
 
 
 def repeated(
-    problem: str, n: int, variants=("GANMEX",), *, seeds=models.SEEDS, rivals: bool = True
+    problem: str, n: int, variants=("GANMEX",), *, seeds=None, rivals: bool = True
 ) -> pd.DataFrame:
     """`measure` over trainings: one classifier, generators and `n` test images per seed.
 
@@ -157,11 +157,13 @@ def repeated(
     ----------
     variants : sequence of str
         Of `models.VARIANTS`; each must be among the trainings with each seed.
+    seeds : sequence of int, optional
+        None is `models.seeds` of the problem.
     rivals : bool
         Measure the nearest training sample and the adversarial point as well.
     """
     tables = []
-    for seed in seeds:
+    for seed in models.seeds(problem) if seeds is None else seeds:
         case = choose(models.Run(problem, models.REPEATED[problem], seed=seed), n, seed=seed)
         images = {name: generated(case, name) for name in variants}
         if rivals:
@@ -175,12 +177,3 @@ def over_methods(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     rows = table[table["method"].isin(methods)]
     means = rows.groupby(["baseline", "image"], sort=False).mean(numeric_only=True)
     return means.reset_index()
-
-
-def curve(case: Case, iterations: Sequence[int]) -> pd.DataFrame:
-    """Quality after fewer iterations and after all: `summary` with a column iterations."""
-    runs = {n: f"{n} iterations" for n in iterations}
-    runs[models.settings(case.run).iterations] = "GANMEX"
-    images = {str(n): generated(case, variant) for n, variant in runs.items()}
-    table = summary(measure(case, images)).rename(columns={"baseline": "iterations"})
-    return table.assign(iterations=table["iterations"].astype(int), problem=case.problem.name)

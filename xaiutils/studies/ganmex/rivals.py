@@ -12,7 +12,8 @@ from xaiutils.classifiers import small, trained
 from xaiutils.data import problems
 
 PROBLEMS = {"colours": 28, "scenes": 32}  # pixels; those whose exact counterfactuals are known
-FEW = 300  # training images; each part is trained on as many, and on all
+HELD_OUT = 600  # training images, the last ones, which only choose: see `choice` and `price`
+FEW = 300  # training images; each part is trained on as many, and on all not held out
 STEPS = {"robust gradient": 1000, "latent shift": 2000, "guided flow": 1500}
 
 
@@ -22,15 +23,16 @@ def load(kind: str, problem: str, size: int | None = None) -> nn.Module:
 
 
 def recipe(kind: str, problem: str, size: int | None = None) -> trained.Recipe:
-    """How `load` makes its network; `size` None is all images."""
+    """How `load` makes its network; `size` None is all images that are not held out."""
     if kind not in STEPS:
         raise ValueError(f"kind must be one of {', '.join(STEPS)}, got {kind!r}")
     pixels, family = PROBLEMS[problem], small.explained(problem)
     name = f"{kind} {problem} {pixels}" + (f" {size} images" if size else "")
 
     def train(model: nn.Module) -> dict[str, float]:
-        data = problems.load(problem, pixels)
-        made = fit(kind, model, data.train_images[:size], data.train_labels[:size], STEPS[kind])
+        data, end = problems.load(problem, pixels), -HELD_OUT if size is None else size
+        known = data.train_images[:end], data.train_labels[:end]
+        made = fit(kind, model, *known, STEPS[kind])
         trained.round_to_half(made)
         if kind != "robust gradient":
             return {"steps": float(STEPS[kind])}

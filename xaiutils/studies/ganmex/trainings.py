@@ -1,4 +1,4 @@
-"""Baselines over five trainings, each of a classifier and of a generator against it.
+"""Baselines over several trainings, each of a classifier and of a generator against it.
 
 A training is the unit: values are means over test images, intervals Student's over trainings.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from xaiutils import baselines, sanity
+from xaiutils import baselines, intervals, sanity
 from xaiutils.companion import over_seeds
 from xaiutils.intervals import Estimate
 from xaiutils.studies.ganmex import maps, models
@@ -19,10 +19,11 @@ from xaiutils.studies.ganmex.quality import measure
 from xaiutils.studies.ganmex.quality import summary as summary_over_images
 
 RIVALS = ("zero", "MDTS")
+SHARES = ("flips", "transfer", "other kept")  # of yes and no
 QUANTITIES = ("flips", "transfer", "L1", "to exact", "other kept", "in mask")
 
 
-def measured(problem: str, n: int, *, seeds: Sequence[int] = models.FIVE_SEEDS) -> pd.DataFrame:
+def measured(problem: str, n: int, *, seeds: Sequence[int] = models.SEEDS) -> pd.DataFrame:
     """Means over `n` test images: rows (baseline, run), columns `QUANTITIES`.
 
     "in mask" is the share of integrated gradients on what the exact counterfactual changes, for
@@ -45,8 +46,18 @@ def measured(problem: str, n: int, *, seeds: Sequence[int] = models.FIVE_SEEDS) 
                     share = np.where(truth.is_object, share, np.nan)
                 table.loc[table["baseline"] == name, "in mask"] = share
         rows.append(table)
-    found = pd.concat(rows, ignore_index=True).groupby(["baseline", "run"], sort=False)
-    return found[list(QUANTITIES)].mean().reset_index().astype({name: float for name in QUANTITIES})
+    return means(pd.concat(rows, ignore_index=True))
+
+
+def means(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over images: rows (baseline, run), columns "images" and those of `QUANTITIES`.
+
+    `table` is of `quality.measure`, with a column "run"; quantities that it lacks are left out.
+    """
+    quantities = [name for name in QUANTITIES if name in table]
+    parts = table.groupby(["baseline", "run"], sort=False)
+    found = parts[quantities].mean().astype(float).assign(images=parts.size())
+    return found.reset_index()
 
 
 def by_size(problem: str, n: int) -> pd.DataFrame:
@@ -77,8 +88,18 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def level(table: pd.DataFrame, quantity: str, baseline: str) -> Estimate:
-    """Mean of a quantity of `measured`."""
-    return estimate(_by_run(table, quantity)[baseline].dropna().to_numpy())
+    """Mean of a quantity of `means`.
+
+    Trainings that are all at 0, or all at 1, have no spread; then the interval is Wilson's over
+    all images.
+    """
+    rows = table[(table["baseline"] == baseline) & table[quantity].notna()]
+    found = estimate(rows[quantity].to_numpy())
+    if quantity in SHARES and found.value in (0, 1) and len(rows) > 1:
+        images = int(rows["images"].sum())
+        low, high = intervals.wilson(round(found.value * images), images)
+        return found._replace(low=float(low), high=float(high))
+    return found
 
 
 def compared(
@@ -88,7 +109,7 @@ def compared(
     second: str,
     how: Callable[[pd.Series, pd.Series], pd.Series] = pd.Series.sub,
 ) -> Estimate:
-    """Mean difference of two baselines, paired by training; `pd.Series.div` for their ratio."""
+    """Mean difference of two baselines of `means`, paired by training; `pd.Series.div`: ratio."""
     wide = _by_run(table, quantity)
     return estimate(how(wide[first], wide[second]).dropna().to_numpy())
 
@@ -97,7 +118,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """`level` of every quantity and baseline: columns baseline, quantity, value, low, high, n."""
     rows = []
     for baseline, part in table.groupby("baseline", sort=False):
-        for quantity in QUANTITIES:
+        for quantity in part.columns.intersection(QUANTITIES):
             if part[quantity].notna().any():
                 found = level(part, quantity, baseline)._asdict()
                 rows.append({"baseline": baseline, "quantity": quantity} | found)
