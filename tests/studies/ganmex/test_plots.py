@@ -248,14 +248,16 @@ def test_choice_follows_each_network_beside_the_nearest_sample():
     rows = pd.DataFrame(
         list(product(("digits", "scenes"), ("mask", "paint"), (250, 500))),
         columns=["problem", "form", "iterations"],
-    ).assign(told=False)
+    ).assign(told=False, bound=0.1)
     again = rows[(rows["problem"] == "scenes") & (rows["form"] == "mask")].assign(told=True)
-    rows = pd.concat([rows, again], ignore_index=True)
+    rows = pd.concat([rows, again, again.assign(bound=0.03)], ignore_index=True)
     numbers = RNG.uniform(0.1, 0.9, (3, len(rows)))
     rows = rows.assign(taken=numbers[0], distance=numbers[1], weight=numbers[2])
     rows = rows.assign(**{"mdts taken": 0.8, "mdts distance": 0.05})
-    fig = plots.choice(rows, published=100.0)
-    assert {"mask, critic told", "scenes", "mask", "paint", "MDTS", "authors'"} <= set(texts(fig))
+    chosen = {"digits": rows.iloc[1], "scenes": rows.iloc[-1]}
+    fig = plots.choice(rows, chosen, published=100.0)
+    names = {"mask", "mask, critic told", "mask, critic told, bound 0.03", "paint", "chosen"}
+    assert names | {"scenes", "MDTS", "authors'"} <= set(texts(fig))
     axes = np.array(fig.axes).reshape(3, 2)
     for column, problem in enumerate(("digits", "scenes")):
         part = rows[(rows["problem"] == problem) & (rows["form"] == "paint")]
@@ -269,6 +271,8 @@ def test_choice_follows_each_network_beside_the_nearest_sample():
             )
             known = next(v for k, v in lines.items() if k in ("MDTS", "authors'"))
             assert set(known.get_ydata()) == {level}
+            ((x, y),) = ax.collections[0].get_offsets()
+            assert (x, y) == (chosen[problem]["iterations"], chosen[problem][quantity])
 
 
 def test_sizes_against_the_number_of_training_images():

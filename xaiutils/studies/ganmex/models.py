@@ -43,7 +43,7 @@ CHOSEN = {
     "digits": ("mask", 0.1, False, 750),
     "coloured digits": ("mask", 0.1, False, 750),
     "colours": ("mask", 0.1, True, 750),
-    "scenes": ("mask", 0.1, True, 1000),
+    "scenes": ("mask", 0.03, True, 2000),
     "fashion": ("mask", 0.1, False, 750),  # as for digits, whose images are alike; not chosen
 }
 CONSTRAINED = "constrained"  # the variant of that name, on all training images

@@ -283,27 +283,35 @@ def grid(table: pd.DataFrame):
     return fig
 
 
-def choice(table: pd.DataFrame, published: float):
+def choice(table: pd.DataFrame, chosen: Mapping[str, pd.Series], published: float):
     """What a referee says of networks (marks) while they train, a problem each column.
 
     Parameters
     ----------
     table : DataFrame
         See `choice.follow`.
+    chosen : mapping of problem to Series
+        The row that was taken, with a ring.
     published : float
         The authors' weight of the classifier, dashed in the lowest row.
     """
     told = np.where(table["told"], ", critic told", "")
-    table = table.assign(network=table["form"] + told)
+    usual = table["bound"].mode()[0]
+    bound = [f", bound {b:g}" if b != usual else "" for b in table["bound"]]
+    table = table.assign(network=table["form"] + told + bound)
     problems, networks = _names(table, "problem"), sorted(set(table["network"]))
-    fig, axes = _panels(len(problems), 5.2, rows=3, sharex=True, sharey="row")
+    fig, axes = _panels(len(problems), 5.2, rows=3, sharex="col", sharey="row")
+    quantities = ("taken", "distance", "weight")
     for column, problem in zip(axes.T, problems, strict=True):
         rows = table[table["problem"] == problem]
         for index, network in enumerate(networks):
             part = rows[rows["network"] == network].sort_values("iterations")
-            for ax, quantity in zip(column, ("taken", "distance", "weight"), strict=True):
+            for ax, quantity in zip(column, quantities, strict=True):
                 ax.plot(part["iterations"], part[quantity], label=network, **_MARKS[index])
-        first = rows.iloc[0]
+        first, ring = rows.iloc[0], {"s": 130, "facecolors": "none", "edgecolors": "0.2"}
+        for ax, quantity in zip(column, quantities, strict=True):
+            taken = chosen[problem]
+            ax.scatter(taken["iterations"], taken[quantity], zorder=5, label="chosen", **ring)
         levels = first["mdts taken"], first["mdts distance"], published
         for ax, value, name in zip(column, levels, ("MDTS", "MDTS", "authors'"), strict=True):
             color = "0.6" if name == "MDTS" else "0.3"

@@ -31,7 +31,7 @@ SETTINGS = {
 }
 METHODS = (*UNTRAINED, *rivals.STEPS, models.CONSTRAINED)
 _FILE = choice.FOLDER / "rivals.json"
-QUANTITIES = ("flips", "transfer", "L1", "other kept", "in mask")
+QUANTITIES = ("flips", "transfer", "L1", "other kept", "in mask", "flip size", "score")
 
 
 def measured(problem: str, n: int) -> pd.DataFrame:
@@ -39,7 +39,8 @@ def measured(problem: str, n: int) -> pd.DataFrame:
 
     Columns problem, method, size (training images N, 0 where none is used), teraflop (10^12
     operations for the training and `MADE` counterfactuals), quantity (see `quality.measure`; "in
-    mask" as `trainings.measured` has it), value, low, high, n.
+    mask" as `trainings.measured` has it; "flip size" and "score" of `one_vs_one.mask_test`), value,
+    low, high, n.
     """
     case, rows = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n), []
     truth, many = cases.exact(case), len(case.problem.train_images)
@@ -47,9 +48,11 @@ def measured(problem: str, n: int) -> pd.DataFrame:
         for size in (0,) if method == "adversarial" else (rivals.FEW, many):
             made, operations = _made(case, method, size)
             table = quality.measure(case, {method: made})
-            share = sanity.localisation(maps.explain(case, made, "IG"), truth.mask)
+            ours = maps.explain(case, made, "IG")
             known = truth.is_object | (problem != "scenes")
-            table["in mask"] = np.where(known, share, np.nan)
+            table["in mask"] = np.where(known, sanity.localisation(ours, truth.mask), np.nan)
+            part = maps.mask_test(case, {("IG", method): ours}, {method: made})
+            table[["flip size", "score"]] = part[["flip size", "score"]].to_numpy()
             cost = training(case, method, size) + MADE / len(made) * operations
             found = quality.summary(table).rename(columns={"baseline": "method"})
             rows.append(found.assign(size=size, teraflop=cost / 1e12))
