@@ -67,15 +67,14 @@ def test_main_and_repeated_trainings_are_among_the_runs():
     for name, size in [*models.MAIN.items(), ("one scene", 32)]:
         assert Run(name, size) in runs
     for name, size in models.REPEATED.items():
-        assert {Run(name, size, seed=seed) for seed in models.seeds(name)} <= runs
+        assert {Run(name, size, seed=seed) for seed in models.REPEATS} <= runs
         assert Run(name, size, "no critic") in runs
         if name != "scenes":
-            losses = set(product(("no similarity", "no critic", "own head"), range(5)))
+            losses = set(product(("no similarity", "no critic", "own head"), range(3)))
             assert {Run(name, size, *one) for one in losses} <= runs
-    assert models.seeds("digits") == models.seeds("coloured digits") == (0, 1, 2, 3, 4)
     for name, size in models.MAIN.items():
         assert {Run(name, size, "constrained", seed) for seed in range(5)} <= runs
-        assert {Run(name, size, f"constrained, {n} images") for n in models.SIZES} <= runs
+        assert {Run(name, size, f"constrained, {n} images") for n in models.sizes(name)} <= runs
     assert Run("digits", 28, "100 iterations") in runs
 
 
@@ -314,12 +313,12 @@ def test_recipes_hold_all_that_the_study_loads_by_itself():
     names = [recipe.name for recipe in models.recipes()]
     assert len(set(names)) == len(names)
     cases = [(*pair, 0) for pair in models.MAIN.items()] + [("one scene", 32, 0)]
-    cases += [(*pair, seed) for pair in models.REPEATED.items() for seed in models.SEEDS]
+    cases += [(*pair, seed) for pair in models.REPEATED.items() for seed in models.REPEATS]
     cases += [(*pair, seed) for pair in models.MAIN.items() for seed in range(5)]
     other = {"colours": "coloured digits", "coloured digits": "colours"}
     needed = {(r.problem, r.size, small.explained(r.problem), r.seed) for r in models.runs()}
     for name, size, seed in cases:
-        needed |= {(name, size, small.explained(name), k) for k in (seed, (seed + 1) % 5)}
+        needed |= {(name, size, small.explained(name), k) for k in (seed, 0 if seed else 1)}
         needed |= {(name, size, judge, 0) for judge in ("pooling", "residual")}
         if name in other:
             needed.add((other[name], size, "pooling", 0))

@@ -75,7 +75,7 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = 
     judges = {
         family: small.load(run.problem, run.size, family).to(place) for family in models.JUDGES
     }
-    another = (run.seed + 1) % len(models.SEEDS)
+    another = 0 if run.seed else 1
     twin = small.load(run.problem, run.size, small.explained(run.problem), another).to(place)
     images = problem.test_images[rows].numpy()
     return Case(run, problem, model, judges, twin, images, source, target, rows)

@@ -17,6 +17,7 @@ MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pix
 REPEATED = {"digits": 16, "coloured digits": 16, "scenes": 32}
 JUDGES = ("pooling", "residual")  # families other than those of the explained classifiers
 SEEDS = (0, 1, 2, 3, 4)  # each of a classifier and of a generator trained against it
+REPEATS = SEEDS[:3]  # of the trainings in REPEATED
 
 # Differences from `ganmex.Settings`, by name of the variant. The first is the method itself.
 VARIANTS = {
@@ -76,9 +77,9 @@ class Run(NamedTuple):
         )
 
 
-def seeds(problem: str) -> tuple[int, ...]:
-    """Of the trainings with fixed weights; one on scenes takes a quarter of an hour."""
-    return SEEDS[:3] if problem == "scenes" else SEEDS
+def sizes(problem: str) -> tuple[int, ...]:
+    """Numbers of training images beside all of them; scenes have 3,600 in all."""
+    return SIZES[:1] if problem == "scenes" else SIZES
 
 
 def runs() -> list[Run]:
@@ -87,14 +88,15 @@ def runs() -> list[Run]:
     chosen += [Run("digits", 28, "100 iterations")]
     for name, size in REPEATED.items():
         variants = ("GANMEX", "100 iterations", *(() if name == "scenes" else LOSSES))
-        chosen += [Run(name, size, variant, seed) for variant in variants for seed in seeds(name)]
+        chosen += [Run(name, size, variant, seed) for variant in variants for seed in REPEATS]
     chosen += [Run("scenes", 32, "no critic"), Run("colours", 28, "weights 1, 2, 1")]
     once = ("StarGAN", "no cycle", "weights 1, 2, 1")
     chosen += [Run("digits", 16, variant) for variant in once]
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
     chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
     chosen += [Run(*main, CONSTRAINED, seed) for main in MAIN.items() for seed in SEEDS]
-    chosen += [Run(*main, f"{CONSTRAINED}, {n} images") for main in MAIN.items() for n in SIZES]
+    for name, size in MAIN.items():
+        chosen += [Run(name, size, f"{CONSTRAINED}, {n} images") for n in sizes(name)]
     return list(dict.fromkeys(chosen))
 
 
@@ -217,11 +219,11 @@ def recipes() -> list[trained.Recipe]:
     """Classifiers and generators whose weights are committed."""
     nets = [(*pair, small.explained(pair[0]), 0) for pair in MAIN.items()]
     nets += [(*pair, small.explained(pair[0]), 1) for pair in MAIN.items()]
-    sizes = [*MAIN.items(), *REPEATED.items()]
-    nets += [(*pair, small.explained(pair[0]), seed) for pair in sizes for seed in SEEDS]
+    nets += [(*pair, small.explained(pair[0]), seed) for pair in MAIN.items() for seed in SEEDS]
+    nets += [(*pair, small.explained(pair[0]), s) for pair in REPEATED.items() for s in REPEATS]
     nets += [("one scene", 32, small.explained("one scene"), seed) for seed in (0, 1)]
-    sizes = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
-    nets += [(*pair, judge, 0) for pair in sizes for judge in JUDGES]
+    every = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
+    nets += [(*pair, judge, 0) for pair in every for judge in JUDGES]
     nets += [("colours", 16, "pooling", 0), ("small digits", 16, "strided", 0)]
     nets = dict.fromkeys(nets)
     made = [small.recipe(*net) for net in nets] + [recipe(run) for run in runs()]

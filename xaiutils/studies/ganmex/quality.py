@@ -149,7 +149,7 @@ def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> i
 
 
 def repeated(
-    problem: str, n: int, variants=("GANMEX",), *, seeds=None, rivals: bool = True
+    problem: str, n: int, variants=("GANMEX",), *, seeds=models.REPEATS, rivals: bool = True
 ) -> pd.DataFrame:
     """`measure` over trainings: one classifier, generators and `n` test images per seed.
 
@@ -157,13 +157,11 @@ def repeated(
     ----------
     variants : sequence of str
         Of `models.VARIANTS`; each must be among the trainings with each seed.
-    seeds : sequence of int, optional
-        None is `models.seeds` of the problem.
     rivals : bool
         Measure the nearest training sample and the adversarial point as well.
     """
     tables = []
-    for seed in models.seeds(problem) if seeds is None else seeds:
+    for seed in seeds:
         case = choose(models.Run(problem, models.REPEATED[problem], seed=seed), n, seed=seed)
         images = {name: generated(case, name) for name in variants}
         if rivals:

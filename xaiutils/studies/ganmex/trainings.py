@@ -68,7 +68,7 @@ def by_size(problem: str, n: int) -> pd.DataFrame:
     case = choose(models.Run(problem, _pixels(problem)), n)
     images, labels = case.problem.train_images, case.problem.train_labels
     rows = []
-    for size in (*models.SIZES, len(images)):
+    for size in (*models.sizes(problem), len(images)):
         variant = f"{models.CONSTRAINED}, {size} images"
         variant = models.CONSTRAINED if size == len(images) else variant
         search = baselines.NearestSample(images[:size], labels[:size])
