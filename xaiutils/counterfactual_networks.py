@@ -6,6 +6,7 @@ classifiers of the same images.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -124,6 +125,9 @@ def train_robust(
 ) -> nn.Module:
     """Train a classifier in place on the worst points within a Euclidean `radius` of its images.
 
+    The radius is 0 for the first half of the steps and grows for a quarter: attacked from the
+    start, a network may never learn its classes.
+
     Madry, Makelov, Schmidt, Tsipras and Vladu, ICLR 2018, arXiv 1706.06083. Its gradient is one
     that people can read (Santurkar et al. 2019, arXiv 1906.09453). `labels` are int64 (n,).
     """
@@ -133,15 +137,20 @@ def train_robust(
             f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
         )
 
+    grown = itertools.count()
+
     def loss(rows: Tensor, rng: torch.Generator) -> Tensor:
         x, y = images[rows], labels[rows]
+        far = radius * min(1.0, max(0.0, 4 * next(grown) / steps - 2))
+        if not far:
+            return functional.cross_entropy(net(x), y)
         change = torch.zeros_like(x)
         for _ in range(attack_steps):
             change.requires_grad_()
             value = functional.cross_entropy(net((x + change).clamp(0, 1)), y)
             (slope,) = torch.autograd.grad(value, change)
-            change = change.detach() + 2.5 * radius / attack_steps * _unit(slope)
-            change = _unit(change) * _norm(change).clamp(max=radius)
+            change = change.detach() + 2.5 * far / attack_steps * _unit(slope)
+            change = _unit(change) * _norm(change).clamp(max=far)
         return functional.cross_entropy(net((x + change).clamp(0, 1)), y)
 
     return _descend(net, loss, len(images), steps, seed)

@@ -14,7 +14,7 @@ from xaiutils.data import problems
 PROBLEMS = {"colours": 28, "scenes": 32}  # pixels; those whose exact counterfactuals are known
 HELD_OUT = 600  # training images, the last ones, which only choose: see `choice` and `price`
 FEW = 300  # training images; each part is trained on as many, and on all not held out
-STEPS = {"robust gradient": 1000, "latent shift": 2000, "guided flow": 1500}
+STEPS = {"robust gradient": 1500, "latent shift": 2000, "guided flow": 1500}
 
 
 def load(kind: str, problem: str, size: int | None = None) -> nn.Module:
