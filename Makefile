@@ -126,7 +126,7 @@ findings: ## run findings/*.sh: do packages still behave as noted there? (1 min,
 	  if "$$f" > "$$log" 2>&1; then echo "ok       $$f"; \
 	  else echo "changed  $$f: see $$log"; changed=1; fi; done; exit $$changed
 
-retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (2 h)
+retrain: | $(STAMP) ## rebuild data/trained/ from nothing and compare (4.5 h)
 	$(PYTHON) -m xaiutils.classifiers.trained
 
 # Shown on the pages with what it gives; made anew where the code has changed.
