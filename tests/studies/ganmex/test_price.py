@@ -81,7 +81,7 @@ def test_settings_are_those_of_the_nearest_that_the_referee_accepts():
     table = price.tried()
     assert len(table) == 2 * (3 + 3 + 6)
     for (problem, method), rows in table.groupby(["problem", "method"]):
-        best = choice.nearest_accepted(rows, 300)
+        best = choice.nearest_accepted(rows, price.JUDGED)
         found = price.chosen(method, problem)
         assert found == {name: best[name] for name in price.SETTINGS[method]}
         search = price._search(method)

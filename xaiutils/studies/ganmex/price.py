@@ -22,7 +22,7 @@ from xaiutils.studies.ganmex import cases, choice, maps, models, quality, rivals
 
 MADE = 1000  # counterfactuals that one training is to serve
 UNTRAINED = ("MDTS", "adversarial")
-JUDGED = 300  # images held out, a setting
+JUDGED = 200  # images held out, a setting
 _SURE = {"confidence": (0.95, 0.999, 0.99999)}
 SETTINGS = {
     "robust gradient": _SURE,
