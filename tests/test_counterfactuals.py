@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
+from torch.nn import functional
 
 from xaiutils import counterfactual_networks as networks
 from xaiutils import counterfactuals
@@ -94,6 +95,27 @@ def test_what_never_reaches_the_target_is_the_most_convincing(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_change_that_goes_too_far_is_not_taken(method):
+    """Class 1 is of medium brightness: beyond .5 more brightness convinces less."""
+
+    class Medium(Brightness):
+        def forward(self, x):
+            peak = 2 - 8 * (x.mean((1, 2, 3)) - 0.5).abs()
+            return torch.stack([0 * peak, peak], 1)
+
+    model, x = Medium(), images()
+    options = {"free": 1.0} if method == "guided_flow" else {}
+    made = search(method, model, x, [1, 1, 1], **options)
+    assert (np.abs(made.mean((1, 2, 3)) - 0.5) < 0.15).all()
+    strengths = {"latent_shift": counterfactuals.SHIFTS, "guided_flow": counterfactuals.PUSHES}
+    far = strengths.get(method, counterfactuals.LENGTHS)[-1:]
+    assert (probability(model, made)[:, 1] > 0.8).all()
+    if method != "robust_gradient":
+        farthest = search(method, model, x, [1, 1, 1], strengths=far, **options)
+        assert (probability(model, farthest)[:, 1] < 0.5).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_images_do_not_affect_each_other(method):
     x = images(5)
     whole = search(method, Brightness(), x, [1, 0, 1, 1, 0])
@@ -180,18 +202,50 @@ def test_a_flow_lets_few_pixels_go_and_keeps_the_others_as_they_were():
     assert (moved[:, :, :2, :2] > 0.1).all()
 
 
+def turning(points, times):
+    return torch.roll(points, 1, -1) * times.view(-1, 1, 1, 1)
+
+
 def test_without_a_push_a_flow_comes_back_on_the_way_it_went():
-    """Points that nobody lets go follow the inverse; those let go follow the flow."""
-
-    def turning(points, times):
-        return torch.roll(points, 1, -1) * times.view(-1, 1, 1, 1)
-
     x = images()
     options = {"strengths": [1e-9], "steps": 200, "start": 0.3}
     made = search("guided_flow", Brightness(), x, [1, 1, 1], turning, free=1.0, **options)
     assert_allclose(made, x, atol=0.01)  # Euler's error alone
-    made = search("guided_flow", Brightness(), x, [1, 1, 1], turning, free=1e-9, **options)
-    assert np.abs(made - x).max() < 0.01
+
+
+def test_pixels_that_are_never_let_go_come_back_exactly_even_in_few_steps():
+    class Corner(Brightness):
+        def forward(self, x):
+            return super().forward(x[:, :, :1, :1])
+
+    x = images()
+    options = {"strengths": [1.0], "steps": 3, "start": 0.3, "free": 1 / SIDE**2}
+    made = search("guided_flow", Corner(), x, [1, 1, 1], turning, **options)
+    moved = np.abs(made - x)
+    assert (moved[:, :, 0, 0] > 0.05).all()
+    moved[:, :, 0, 0] = 0
+    assert moved.max() < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_helpers_must_be_in_evaluation_mode(method):
+    helper = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(32, 2))
+    with pytest.raises(ValueError, match="is in training mode: call its eval"):
+        search(method, Brightness(), images(), [1, 1, 1], helper)
+
+
+def test_a_latent_tensor_may_be_flat():
+    class Flat(nn.Module):
+        encoder = staticmethod(lambda x: x.flatten(1))
+        decoder = staticmethod(lambda z: z.view(-1, 2, SIDE, SIDE))
+
+    made = search("latent_shift", Brightness(), images(), [1, 1, 1], Flat())
+    assert_allclose(made, search("latent_shift", Brightness(), images(), [1, 1, 1]))
+
+
+def test_tiny_gradients_have_a_direction():
+    found = counterfactuals._unit(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))
+    assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
 # The networks
@@ -269,15 +323,31 @@ def test_a_flow_leads_noise_to_images():
     assert near[0] > 0.3 and near[2] > 0.3 and near[1] < 0.2
 
 
-def test_a_robust_classifier_holds_where_an_ordinary_one_does_not():
-    """One pixel tells a little and many tell a lot: only the latter survive an attack."""
-    x, y = bright(400)
-    x = 0.5 + 0.15 * (x - x.mean())
-    nets = [train("robust", built("robust"), x, y, steps=300, radius=r) for r in (0.0, 0.3)]
-    held = []
-    for net in nets:
-        weight = net[1].weight[1] - net[1].weight[0]
-        sign = torch.where(y == 1, -1.0, 1.0).view(-1, 1)
-        worst = x.flatten(1) + 0.3 * sign * weight / weight.norm()
-        held.append((net(worst.view_as(x)).argmax(1) == y).float().mean())
-    assert held[1] >= held[0] and held[1] > 0.9
+def test_a_robust_training_attacks_within_the_radius_in_its_second_half():
+    x, y = bright()
+    net, asked, radius, steps = built("robust"), [], 0.3, 8
+    net.register_forward_pre_hook(lambda _, given: asked.append(given[0].detach().clone()))
+    networks.train_robust(net, x, y, steps=steps, radius=radius, attack_steps=2)
+    rows = [np.random.default_rng([0, k]).integers(len(x), size=64) for k in range(steps)]
+    # Steps 0 to 4 ask once (the radius grows from step 4 on, where it still is 0), others thrice.
+    assert len(asked) == 5 + 3 * 3
+    for k in range(5):
+        assert torch.equal(asked[k], x[rows[k]])
+    for k, share in ((5, 0.5), (6, 1.0), (7, 1.0)):
+        first, _, last = asked[5 + 3 * (k - 5) :][:3]
+        assert torch.equal(first, x[rows[k]])
+        moved = (last - first).flatten(1)
+        assert (moved.norm(dim=1) <= share * radius + 1e-5).all()
+        assert moved.norm(dim=1).median() > 0.99 * share * radius
+    with torch.no_grad():
+        worse = functional.cross_entropy(net(last), y[rows[-1]])
+        assert worse > functional.cross_entropy(net(first), y[rows[-1]])
+
+
+def test_a_robust_training_learns_its_classes():
+    """Of one class the left half is bright, of the other the right."""
+    x, y = small(80, 1, 8, 8), torch.arange(80) % 2
+    left = torch.arange(8) < 4
+    x = 0.4 * x + 0.3 * (left == (y == 0).view(-1, 1, 1, 1)).float()
+    net = networks.train_robust(built("robust"), x, y, steps=200, radius=0.3)
+    assert (net(x).argmax(1) == y).all()

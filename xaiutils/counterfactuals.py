@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xaiutils import runtime
 from xaiutils.data.images import as_batch
 from xaiutils.explained import Task, classes
 from xaiutils.outputs import Classes
@@ -46,7 +47,8 @@ def latent_shift(
     model : torch.nn.Module
         Maps (B, C, H, W) to logits (B, K); in evaluation mode. Not changed.
     autoencoder : torch.nn.Module
-        With `encoder` and `decoder`, between images in [0, 1] and any latent tensor.
+        With `encoder` and `decoder`, between images in [0, 1] and latent tensors (B, ...); on the
+        device and in the dtype of the model, as all such helpers.
     x : (n, C, H, W) floating array or tensor in [0, 1]
     targets : (n,) ints
     confidence : float
@@ -68,13 +70,17 @@ def latent_shift(
         If an argument is out of its range, or the model's outputs are not those of classes.
     """
 
-    def made(task: Task, images: Tensor, rows) -> Callable[[float], Tensor]:
+    _check_mode("autoencoder", autoencoder)
+
+    def made(task: Task, images: Tensor, rows) -> Callable[[float, Tensor], Tensor]:
         with torch.enable_grad():
             latent = autoencoder.encoder(images).detach().requires_grad_()
             value = task.scalar_of(rows)(autoencoder.decoder(latent))
             (slope,) = torch.autograd.grad(value.sum(), latent)
-        step = _unit(slope) * latent.detach().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return lambda strength: autoencoder.decoder(latent.detach() + strength * step)
+        latent = latent.detach()
+        length = latent.flatten(1).norm(dim=1).view(-1, *(1,) * (latent.ndim - 1))
+        step = _unit(slope) * length
+        return lambda strength, at: autoencoder.decoder(latent[at] + strength * step[at])
 
     return _search(model, x, targets, made, confidence, strengths, batch_size, outputs_are)
 
@@ -114,16 +120,18 @@ def robust_gradient(
         As `latent_shift`.
     """
 
-    def made(task: Task, images: Tensor, rows) -> Callable[[float], Tensor]:
-        guide = Task(robust, images, task.target[rows], log_probability=True)
-        all_rows, point, gone = np.arange(len(images)), images, 0.0
+    _check_mode("robust", robust)
 
-        def walked(length: float) -> Tensor:
-            nonlocal point, gone
-            slope = guide.values_and_gradients(point, all_rows)[1]
-            point = (point + (length - gone) * _unit(slope)).clamp(0, 1)
+    def made(task: Task, images: Tensor, rows) -> Callable[[float, Tensor], Tensor]:
+        guide = Task(robust, images, task.target[rows], log_probability=True)
+        point, gone = images.clone(), 0.0
+
+        def walked(length: float, at: Tensor) -> Tensor:
+            nonlocal gone
+            slope = guide.values_and_gradients(point[at], at.cpu().numpy())[1]
+            point[at] = (point[at] + (length - gone) * _unit(slope)).clamp(0, 1)
             gone = length
-            return point
+            return point[at]
 
         return walked
 
@@ -148,9 +156,9 @@ def guided_flow(
 
     Forth, the classifier is asked about the image that each point is heading for, without a pass
     back through the flow (Weng et al., *Fast Diffusion-Based Counterfactuals for Shortcut Removal
-    and Generation*, ECCV 2024, arXiv 2312.14223). Pixels are let go where its gradient is largest,
-    a few more at each step; all others stay on the way by which they came, as in MaskDiME (Guo,
-    Christensen, Dahl and Hannemose, CVPR 2026, arXiv 2602.18792), whose mask is not this one.
+    and Generation*, ECCV 2024, arXiv 2312.14223). At each step the pixels where its gradient is
+    largest are let go, for good; all others stay on the way by which they came, as in MaskDiME
+    (Guo, Christensen, Dahl and Hannemose, CVPR 2026, arXiv 2602.18792), whose mask is another.
 
     Parameters
     ----------
@@ -165,7 +173,7 @@ def guided_flow(
     free : float
         Share of the pixels let go at each step, in (0, 1].
     strengths : positive floats
-        Lengths of the push per unit of time, weakest first.
+        Lengths of the push per unit of time, of images in [-1, 1], weakest first.
 
     Returns
     -------
@@ -184,23 +192,26 @@ def guided_flow(
         raise ValueError(f"steps must be a positive integer, got {steps!r}")
     times = [start + (1 - start) * k / steps for k in range(steps + 1)]
 
-    def made(task: Task, images: Tensor, rows) -> Callable[[float], Tensor]:
+    _check_mode("velocity", velocity)
+
+    def made(task: Task, images: Tensor, rows) -> Callable[[float, Tensor], Tensor]:
         way = [2 * images - 1]  # from the image back to `start`
         for now, before in zip(times[:0:-1], times[-2::-1], strict=True):
             way.append(way[-1] + (before - now) * _at(velocity, way[-1], now))
         way.reverse()
         few = max(1, math.ceil(free * images[0, 0].numel()))
 
-        def pushed(strength: float) -> Tensor:
-            point, loose = way[0], torch.zeros_like(images[:, :1], dtype=torch.bool)
+        def pushed(strength: float, at: Tensor) -> Tensor:
+            point, loose = way[0][at], torch.zeros_like(images[at, :1], dtype=torch.bool)
+            these = rows[at.cpu().numpy()]
             for k, (now, then) in enumerate(itertools.pairwise(times)):
                 speed = _at(velocity, point, now)
                 heading = ((point + (1 - now) * speed + 1) / 2).clamp(0, 1)
-                slope = task.values_and_gradients(heading, rows)[1]
+                slope = task.values_and_gradients(heading, these)[1]
                 strongest = slope.abs().sum(1).flatten(1).topk(few).indices
-                loose.view(len(rows), -1).scatter_(1, strongest, True)
+                loose.view(len(at), -1).scatter_(1, strongest, True)
                 push = strength * _unit(torch.where(loose, slope, 0))
-                point = torch.where(loose, point + (then - now) * (speed + push), way[k + 1])
+                point = torch.where(loose, point + (then - now) * (speed + push), way[k + 1][at])
             return ((point + 1) / 2).clamp(0, 1)
 
         return pushed
@@ -214,8 +225,17 @@ def _at(velocity: nn.Module, points: Tensor, time: float) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     """`x` over its Euclidean norm, image by image; zero stays zero."""
-    flat = torch.nn.functional.normalize(x.flatten(1), eps=torch.finfo(x.dtype).tiny)
-    return flat.view_as(x)
+    flat, tiny = x.flatten(1), torch.finfo(x.dtype).tiny
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=tiny)  # squares must not underflow
+    return torch.nn.functional.normalize(flat, eps=tiny).view_as(x)
+
+
+def _check_mode(name: str, helper) -> None:
+    if isinstance(helper, nn.Module):
+        try:
+            runtime.check_mode(helper)
+        except ValueError:
+            raise ValueError(f"{name} is in training mode: call its eval() first") from None
 
 
 @torch.no_grad()
@@ -224,7 +244,8 @@ def _search(
 ) -> np.ndarray:
     """For each image the weakest strength that reaches `confidence`, else the most convincing one.
 
-    ``made(task, images, rows)`` is a function from a strength to images.
+    ``made(task, images, rows)`` is a function of a strength and of places (b,) in the batch, which
+    makes these images.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be a probability in (0, 1), got {confidence}")
@@ -241,12 +262,12 @@ def _search(
         at = made(task, images, rows)
         best, reached = images.clone(), torch.full((len(rows),), -torch.inf).to(images)
         for strength in strengths:
-            here = at(strength).clamp(0, 1)
-            value = task.scalar_of(rows)(here)
-            better = (reached < goal) & (value > reached)
-            best = torch.where(task.per_row(better), here, best)
-            reached = torch.where(better, value, reached)
-            if (reached >= goal).all():
+            short = torch.nonzero(reached < goal)[:, 0]
+            if not len(short):
                 break
+            here = at(strength, short).clamp(0, 1)
+            value = task.scalar_of(rows[short.cpu().numpy()])(here)
+            better = value > reached[short]
+            best[short[better]], reached[short[better]] = here[better], value[better]
         found[rows] = best.cpu().numpy()
     return found

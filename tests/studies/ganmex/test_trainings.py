@@ -129,3 +129,19 @@ def test_trainings_that_all_flip_have_wilsons_interval_over_images():
     assert trainings.level(rows, "L1", "MDTS") == (1, 1, 1, 5)
     single = trainings.level(rows[:1], "flips", "MDTS")
     assert np.isnan(single.low)
+
+
+def test_shares_that_differ_alike_in_all_trainings_have_newcombes_interval():
+    rows = pd.DataFrame(
+        {
+            "baseline": ["MDTS"] * 5 + ["constrained"] * 5,
+            "run": [*range(5)] * 2,
+            "flips": 1.0,
+            "L1": 1.0,
+            "images": 40,
+        }
+    )
+    found = trainings.compared(rows, "flips", "constrained", "MDTS")
+    below = 1 - 200 / (200 + 1.959964**2)
+    assert found == pytest.approx((0, -below, below, 5))
+    assert trainings.compared(rows, "L1", "constrained", "MDTS") == (0, 0, 0, 5)

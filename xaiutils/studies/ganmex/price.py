@@ -25,6 +25,7 @@ UNTRAINED = ("MDTS", "adversarial")
 JUDGED = 200  # images held out, a setting
 _SURE = {"confidence": (0.95, 0.999, 0.99999)}
 SETTINGS = {
+    "adversarial": _SURE,
     "robust gradient": _SURE,
     "latent shift": _SURE,
     "guided flow": _SURE | {"start": (0.3, 0.6)},
@@ -37,7 +38,8 @@ QUANTITIES = ("flips", "transfer", "L1", "other kept", "in mask", "flip size", "
 def measured(problem: str, n: int) -> pd.DataFrame:
     """Summaries over `n` test images, one training each.
 
-    Columns problem, method, size (training images N, 0 where none is used), teraflop (10^12
+    Columns problem, method, size (training images N, 0 where none is used; rivals of the GAN leave
+    out those held out), teraflop (10^12
     operations for the training and `MADE` counterfactuals), quantity (see `quality.measure`; "in
     mask" as `trainings.measured` has it; "flip size" and "score" of `one_vs_one.mask_test`), value,
     low, high, n.
@@ -45,7 +47,8 @@ def measured(problem: str, n: int) -> pd.DataFrame:
     case, rows = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n), []
     truth, many = cases.exact(case), len(case.problem.train_images)
     for method in METHODS:
-        for size in (0,) if method == "adversarial" else (rivals.FEW, many):
+        every = many - rivals.HELD_OUT if method in rivals.STEPS else many
+        for size in (0,) if method == "adversarial" else (rivals.FEW, every):
             made, operations = _made(case, method, size)
             table = quality.measure(case, {method: made})
             ours = maps.explain(case, made, "IG")
@@ -63,7 +66,7 @@ def measured(problem: str, n: int) -> pd.DataFrame:
 def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     """Counterfactuals of a method given `size` training images, and the operations spent."""
     x, target, problem = case.images, case.target, case.problem
-    whole = size == len(problem.train_images)
+    whole = size != rivals.FEW
     if method == "MDTS":
         images, labels = problem.train_images[:size], problem.train_labels[:size]
         # A subtraction, an absolute value and a sum for each value of each image of the class.
@@ -75,9 +78,10 @@ def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     net = None
     if method in rivals.STEPS:
         net = rivals.load(method, problem.name, None if whole else size)
+        net.to(next(case.model.parameters()).device)
     with FlopCounterMode(display=False) as counter:
         if method == "adversarial":
-            made = baselines.adversarial(case.model, x, target)
+            made = _search(method)(case.model, None, x, target, **chosen(method, problem.name))
         elif method == models.CONSTRAINED:
             made = cases.generated(case, variant)
         else:
@@ -124,7 +128,8 @@ def main() -> None:
     for problem, pixels in rivals.PROBLEMS.items():
         held = choice.held_out(problem, pixels, JUDGED)
         for method, options in SETTINGS.items():
-            net, search = rivals.load(method, problem), _search(method)
+            net = rivals.load(method, problem) if method in rivals.STEPS else None
+            search = _search(method)
             for values in itertools.product(*options.values()):
                 setting = dict(zip(options, values, strict=True))
                 made = search(held.model, net, held.x, held.target, **setting)
@@ -137,6 +142,9 @@ def main() -> None:
 
 
 def _search(method: str):
+    """Function of a model, what the method has trained, images, targets and settings."""
+    if method == "adversarial":
+        return lambda model, _, *given, **setting: baselines.adversarial(model, *given, **setting)
     return getattr(counterfactuals, method.replace(" ", "_"))
 
 

@@ -109,9 +109,19 @@ def compared(
     second: str,
     how: Callable[[pd.Series, pd.Series], pd.Series] = pd.Series.sub,
 ) -> Estimate:
-    """Mean difference of two baselines of `means`, paired by training; `pd.Series.div`: ratio."""
+    """Mean difference of two baselines of `means`, paired by training; `pd.Series.div`: ratio.
+
+    Differences of shares that are the same in all trainings have no spread; then the interval is
+    Newcombe's, put together from those of `level` (*Statistics in Medicine* 17, 1998, method 10).
+    """
     wide = _by_run(table, quantity)
-    return estimate(how(wide[first], wide[second]).dropna().to_numpy())
+    found = estimate(how(wide[first], wide[second]).dropna().to_numpy())
+    if quantity in SHARES and found.low == found.high and how is pd.Series.sub:
+        a, b = (level(table, quantity, name) for name in (first, second))
+        down = np.hypot(a.value - a.low, b.high - b.value)
+        up = np.hypot(a.high - a.value, b.value - b.low)
+        return found._replace(low=float(found.value - down), high=float(found.value + up))
+    return found
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
