@@ -13,7 +13,8 @@ import json
 
 import numpy as np
 import pandas as pd
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from xaiutils import baselines, counterfactuals, sanity
 from xaiutils.constrained_gan import Training
@@ -63,6 +64,23 @@ def measured(problem: str, n: int) -> pd.DataFrame:
     return found[found["quantity"].isin(QUANTITIES)]
 
 
+class Operations(TorchDispatchMode):
+    """Multiplications and additions of what runs inside, in `total`.
+
+    By the formulas of `torch.utils.flop_counter.FlopCounterMode`, whose hooks on modules fail under
+    `torch.autograd.grad` (torch 2.14.1).
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **kwargs or {}, out_val=out)
+        return out
+
+
 def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     """Counterfactuals of a method given `size` training images, and the operations spent."""
     x, target, problem = case.images, case.target, case.problem
@@ -79,14 +97,14 @@ def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     if method in rivals.STEPS:
         net = rivals.load(method, problem.name, None if whole else size)
         net.to(next(case.model.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         if method == "adversarial":
             made = _search(method)(case.model, None, x, target, **chosen(method, problem.name))
         elif method == models.CONSTRAINED:
             made = cases.generated(case, variant)
         else:
             made = _search(method)(case.model, net, x, target, **chosen(method, problem.name))
-    return made, float(counter.get_total_flops())
+    return made, float(counter.total)
 
 
 def training(case: cases.Case, method: str, size: int) -> float:
@@ -97,15 +115,15 @@ def training(case: cases.Case, method: str, size: int) -> float:
     if method == models.CONSTRAINED:
         settings = models.settings(case.run._replace(variant=method))
         steps = Training(case.model, images, labels, settings, 0)
-        with FlopCounterMode(display=False) as counter:
+        with Operations() as counter:
             steps.step()
-        return float(counter.get_total_flops() * settings.iterations)
+        return float(counter.total * settings.iterations)
     counts = []
     for short in (3, 5):  # so that what is done once does not count for each step
         net = rivals.build(method, case.problem.name)
-        with FlopCounterMode(display=False) as counter:
+        with Operations() as counter:
             rivals.fit(method, net, images, labels, short)
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
     return (counts[1] - counts[0]) / 2 * rivals.STEPS[method]
 
 
