@@ -14,6 +14,7 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "claims": "a command",
     "run": "a command",
     "constrained_gan": "training; compared with ganmex's in test_constrained_gan",
+    "counterfactual_networks": "trainings, see test_counterfactuals",
     "design_search": "writes a table, see test_designs",
     "explained": "checks what is explained, see test_attribution",
     "gan_networks": "layers, see test_ganmex",

@@ -145,3 +145,13 @@ def test_shares_that_differ_alike_in_all_trainings_have_newcombes_interval():
     below = 1 - 200 / (200 + 1.959964**2)
     assert found == pytest.approx((0, -below, below, 5))
     assert trainings.compared(rows, "L1", "constrained", "MDTS") == (0, 0, 0, 5)
+
+
+def test_the_least_certain_table_decides():
+    first, second = table(), table().assign(L1=lambda t: t["L1"] / 100)
+    each = [trainings.compared(t, "L1", "constrained", "MDTS") for t in (first, second)]
+    for above in (True, False):
+        found = trainings.decide([first, second], "L1", "constrained", "MDTS", above=above)
+        assert found == (
+            min(each, key=lambda e: e.low) if above else max(each, key=lambda e: e.high)
+        )

@@ -15,7 +15,7 @@ from xaiutils.companion import over_seeds
 from xaiutils.intervals import Estimate
 from xaiutils.studies.ganmex import maps, models
 from xaiutils.studies.ganmex.cases import baselines_of, choose, exact, generated
-from xaiutils.studies.ganmex.quality import measure
+from xaiutils.studies.ganmex.quality import measure, weakest
 from xaiutils.studies.ganmex.quality import summary as summary_over_images
 
 RIVALS = ("zero", "MDTS")
@@ -122,6 +122,13 @@ def compared(
         up = np.hypot(a.high - a.value, b.value - b.low)
         return found._replace(low=float(found.value - down), high=float(found.value + up))
     return found
+
+
+def decide(
+    tables: Sequence[pd.DataFrame], quantity: str, first: str, second: str, *, above: bool = True
+) -> Estimate:
+    """`quality.weakest` of the differences in each table, see `compared`."""
+    return weakest([compared(table, quantity, first, second) for table in tables], above=above)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
