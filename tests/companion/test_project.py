@@ -75,7 +75,7 @@ def test_there_is_a_notebook_and_a_ledger():
 def test_notebook_is_clean(name):
     path = PROJECT.notebook(name)
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    assert path.stat().st_size <= 1.5e6
+    assert path.stat().st_size <= 2.5e6
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert set(notebook["metadata"]) == {"kernelspec", "language_info", "xaiutils"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
