@@ -1,6 +1,8 @@
 """The constrained GAN: against `ganmex` where both are the same, by hand where they are not."""
 
+import copy
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xaiutils import constrained_gan, ganmex
+from xaiutils import constrained_gan, ganmex, runtime
 from xaiutils.classifiers import trained
 from xaiutils.constrained_gan import Settings
 
@@ -169,29 +171,58 @@ def test_losses_of_the_critic_are_the_published_ones():
         torch.testing.assert_close(found[name], loss, rtol=1e-10, atol=1e-12)
 
 
-def test_losses_of_the_generator(toy):
-    settings = dataclasses.replace(
-        TINY, form="mask", similarity=3.0, cycle=5.0, mask=9.0, bound=0.3, weight=11.0
-    )
-    training = constrained_gan.Training(*toy, settings, seed=0)
+EVERY_LOSS = dataclasses.replace(
+    TINY, form="mask", similarity=3.0, cycle=5.0, mask=9.0, bound=0.3, weight=11.0
+)
+
+
+def test_losses_of_the_generator_and_their_gradient(toy, monkeypatch):
+    training = constrained_gan.Training(*toy, EVERY_LOSS, seed=0)
     x, labels = toy[1][:5] * 2 - 1, torch.tensor([0, 2, 1, 1, 0])
-    wanted = torch.tensor([1, 2, 0, 2, 0])
-    fake, mask = training.generator.compose(x, wanted)
-    found = training.generator_losses(x, labels, fake, wanted, mask)
-    logits = toy[0]((fake + 1) / 2).detach().double().numpy()
-    entropy = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), wanted]
-    back = training.generator(fake, labels)
+    wanted, mix = torch.tensor([1, 2, 0, 2, 0]), torch.full((5,), 0.5)
+    monkeypatch.setattr(training, "_batch", lambda: (x, labels, wanted, mix))
+    before = copy.deepcopy(training.generator)
+    found = training.step()
+    fake, mask = before.compose(x, wanted)
+    entropy = functional.cross_entropy(toy[0]((fake + 1) / 2), wanted, reduction="none")
     expected = {
-        "critic": -training.critic(fake).mean().item(),
+        "critic": -training.critic(fake).mean(),  # as it is after its own step
         "classifier": 11 * entropy.mean(),
-        "similarity": 3 * (x - fake).abs().mean().item(),
-        "cycle": 5 * (x - back).abs().mean().item(),
-        "mask": 9 * mask.mean().item(),
+        "similarity": 3 * (x - fake).abs().mean(),
+        "cycle": 5 * (x - before(fake, labels)).abs().mean(),
+        "mask": 9 * mask.mean(),
     }
-    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(expected, rel=1e-5)
+    for name, loss in expected.items():
+        assert found[f"generator {name}"] == pytest.approx(loss.item(), rel=1e-5)
+    slopes = torch.autograd.grad(sum(expected.values()), [*before.parameters()])
+    for weight, slope in zip(training.generator.parameters(), slopes, strict=True):
+        torch.testing.assert_close(weight.grad, slope, rtol=1e-4, atol=1e-6)
     # Only images that change class count for the bound.
-    told = entropy[(wanted != labels).numpy()].mean()
+    told = entropy[wanted != labels].mean().item()
     assert training.multiplier.mean == pytest.approx(0.95 * 0.3 + 0.05 * told, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [EVERY_LOSS, dataclasses.replace(TINY, told=True)])
+def test_a_critic_beside_takes_the_same_steps(toy, monkeypatch, settings):
+    monkeypatch.setattr(runtime, "threads", lambda: 2)
+    alone = constrained_gan.Training(*toy, settings, seed=0, beside=False)
+    beside = constrained_gan.Training(*toy, settings, seed=0)
+    where, losses_of = [], constrained_gan.critic_losses
+
+    def spy(*arguments):
+        where.append((threading.current_thread(), torch.get_num_threads()))
+        return losses_of(*arguments)
+
+    monkeypatch.setattr(constrained_gan, "critic_losses", spy)
+    for _ in range(4):
+        assert alone.step() == beside.step()
+    here, apart = {where[0], where[2]}, {where[1], where[3]}
+    assert here == {(threading.current_thread(), 1)}
+    assert len(apart) == 1 and apart != here and apart.pop()[1] == 1
+    for name in ("generator", "critic", "average"):
+        pair = (getattr(training, name).parameters() for training in (alone, beside))
+        for one, other in zip(*pair, strict=True):
+            assert_same(one, other)
 
 
 def test_without_weight_a_loss_is_left_out(toy):

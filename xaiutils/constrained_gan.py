@@ -8,7 +8,8 @@ sure of itself the classifier is. Here the loss gets a bound, and the weight fol
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,10 +249,20 @@ class Multiplier:
 
 
 class Training(ganmex.Training):
-    """The two networks, their optimisers, the moving average and the weight, step by step."""
+    """The two networks, their optimisers, the moving average and the weight, step by step.
+
+    With `beside` the critic's step has a thread of its own, on a CPU with a core to spare.
+    """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, settings: Settings, seed: int
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        settings: Settings,
+        seed: int,
+        *,
+        beside: bool = True,
     ) -> None:
         runtime.check_mode(model)
         self.model, self.images, self.labels = model, images, labels
@@ -265,6 +276,10 @@ class Training(ganmex.Training):
             self.critic = Critic(channels, size, width=settings.critic_width, told=told)
         device = next(model.parameters()).device
         self.generator.to(device), self.critic.to(device)
+        self._pool = None
+        if beside and device.type == "cpu" and runtime.threads() > 1:
+            one_each = {"initializer": torch.set_num_threads, "initargs": (1,)}
+            self._pool = ThreadPoolExecutor(1, **one_each)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         options = {"lr": settings.learning_rate, "betas": (0.5, 0.999), "fused": True}
         self.optimisers = {
@@ -273,57 +288,85 @@ class Training(ganmex.Training):
         }
 
     def step(self) -> dict[str, float]:
-        """One step of the critic and one of the generator; the losses by name."""
-        rng = np.random.default_rng([self.seed, 0, self.iteration])
-        rows = self.batches(self.iteration)
-        device = next(self.generator.parameters()).device
-        x = (self.images[rows] * 2 - 1).to(device)
-        labels = self.labels[rows].to(device)
-        # The own class is among the wanted ones: there, all losses agree on leaving x alone.
-        wanted = torch.from_numpy(rng.integers(self.generator.classes, size=len(x))).to(device)
-        mix = torch.from_numpy(rng.random(len(x), dtype=np.float32)).to(device)
+        """One step of the critic and one of the generator; the losses by name.
+
+        The critic's step runs beside the losses that do not ask the critic, where there is a core
+        to spare; the numbers are the same.
+        """
+        x, labels, wanted, mix = self._batch()
         fake, mask = self.generator.compose(x, wanted)
-        real = x
-        if self.settings.told:  # batches are class by class
-            many = self.settings.per_class
-            real = x[wanted * many + torch.arange(len(x), device=device) % many]
-        losses = critic_losses(self.critic, real, fake, wanted, mix, self.settings)
-        self._descend("critic", losses)
+        made = fake.detach().requires_grad_()
+        self.optimisers["generator"].zero_grad()
+        beside = self._begin(self._criticise, x, made.detach(), wanted, mix)
+        losses = self.kept_losses(x, labels, made)
+        if losses:
+            sum(losses.values()).backward()
+        entropy = functional.cross_entropy(self.model((made + 1) / 2), wanted, reduction="none")
+        losses["classifier"] = self.multiplier.weight * entropy.mean()
+        (towards,) = torch.autograd.grad(losses["classifier"], made)
+        of_critic = beside()
         self.critic.requires_grad_(False)
-        made = self.generator_losses(x, labels, fake, wanted, mask)
-        self._descend("generator", made)
+        losses["critic"] = -self.critic(made, wanted).mean()
+        losses["critic"].backward()
         self.critic.requires_grad_(True)
+        ends, slopes = [fake], [made.grad + towards]
+        if self.settings.mask and mask is not None:
+            losses["mask"] = self.settings.mask * mask.mean()
+            ends, slopes = [*ends, losses["mask"]], [*slopes, None]
+        torch.autograd.backward(ends, slopes)
+        self.optimisers["generator"].step()
+        self.multiplier.update(entropy.detach()[wanted != labels].tolist())
         # Shorter at first, so that the untrained weights are soon forgotten.
         decay = min(self.settings.average, (1 + self.iteration) / (10 + self.iteration))
         weights = [weight.detach() for weight in self.generator.parameters()]
         torch._foreach_lerp_([*self.average.parameters()], weights, 1 - decay)
         self.iteration += 1
-        return {f"critic {k}": v.item() for k, v in losses.items()} | {
-            f"generator {k}": v.item() for k, v in made.items()
+        return {f"critic {k}": v.item() for k, v in of_critic.items()} | {
+            f"generator {k}": v.item() for k, v in losses.items()
         }
 
-    def generator_losses(
-        self, x: Tensor, labels: Tensor, fake: Tensor, wanted: Tensor, mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Weighted losses of the generator; their sum is what it minimises.
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images in [-1, 1], their classes, those wanted, and what `critic_losses` calls mix."""
+        rng = np.random.default_rng([self.seed, 0, self.iteration])
+        rows = self.batches(self.iteration)
+        # The own class is among the wanted ones: there, all losses agree on leaving x alone.
+        wanted = torch.from_numpy(rng.integers(self.generator.classes, size=len(rows)))
+        mix = torch.from_numpy(rng.random(len(rows), dtype=np.float32))
+        batch = self.images[rows] * 2 - 1, self.labels[rows], wanted, mix
+        return tuple(part.to(next(self.generator.parameters()).device) for part in batch)
 
-        Tells the multiplier how far the images that change class are from the bound.
-        """
-        settings = self.settings
-        entropy = functional.cross_entropy(self.model((fake + 1) / 2), wanted, reduction="none")
-        losses = {
-            "critic": -self.critic(fake, wanted).mean(),
-            "classifier": self.multiplier.weight * entropy.mean(),
-        }
-        if settings.similarity:
-            losses["similarity"] = settings.similarity * (x - fake).abs().mean()
-        if settings.mask and mask is not None:
-            losses["mask"] = settings.mask * mask.mean()
-        if settings.cycle:
-            back = self.generator(fake, labels)
-            losses["cycle"] = settings.cycle * (x - back).abs().mean()
-        self.multiplier.update(entropy.detach()[wanted != labels].tolist())
+    def _criticise(self, x: Tensor, made: Tensor, wanted: Tensor, mix: Tensor) -> dict[str, Tensor]:
+        """A step of the critic; its losses."""
+        if self.settings.told:  # batches are class by class
+            many = self.settings.per_class
+            x = x[wanted * many + torch.arange(len(x), device=x.device) % many]
+        losses = critic_losses(self.critic, x, made, wanted, mix, self.settings)
+        self._descend("critic", losses)
         return losses
+
+    def kept_losses(self, x: Tensor, labels: Tensor, made: Tensor) -> dict[str, Tensor]:
+        """Weighted losses of the generator that ask neither classifier nor critic.
+
+        Parameters
+        ----------
+        x, made : Tensor
+            Images (B, C, H, W) in [-1, 1], and those made from them.
+        labels : Tensor
+            Classes (B,) of `x`.
+        """
+        losses, settings = {}, self.settings
+        if settings.similarity:
+            losses["similarity"] = settings.similarity * (x - made).abs().mean()
+        if settings.cycle:
+            losses["cycle"] = settings.cycle * (x - self.generator(made, labels)).abs().mean()
+        return losses
+
+    def _begin(self, function: Callable, *arguments) -> Callable:
+        """Begin a call, on a thread of its own if there is a core for it; what waits for it."""
+        if self._pool is None:
+            found = function(*arguments)
+            return lambda: found
+        return self._pool.submit(function, *arguments).result
 
     def _parts(self) -> dict:
         return super()._parts() | {"multiplier": self.multiplier}

@@ -47,6 +47,7 @@ class Known(nn.Module):
 def nothing_loaded():
     """What other tests loaded is forgotten."""
     cases._generator.cache_clear()
+    cases._classifier.cache_clear()
 
 
 def brightest():

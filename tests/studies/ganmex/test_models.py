@@ -67,10 +67,9 @@ def test_main_and_repeated_trainings_are_among_the_runs():
     for name, size in [*models.MAIN.items(), ("one scene", 32)]:
         assert Run(name, size) in runs
     for name, size in models.REPEATED.items():
-        assert {Run(name, size, seed=seed) for seed in models.REPEATS} <= runs
-        assert Run(name, size, "no critic") in runs
+        assert {Run(name, size, seed=seed) for seed in range(5)} <= runs
         if name != "scenes":
-            losses = set(product(("no similarity", "no critic", "own head"), range(3)))
+            losses = set(product(("no similarity", "no critic", "own head"), range(5)))
             assert {Run(name, size, *one) for one in losses} <= runs
     for name, size in models.MAIN.items():
         assert {Run(name, size, "constrained", seed) for seed in range(5)} <= runs
@@ -88,10 +87,10 @@ def test_weights_of_the_losses_are_tried_on_a_grid_around_the_authors():
     assert tried >= {(c, s) for c in (10, 100, 1000) for s in (20, 100)}
 
 
-def test_there_is_a_training_against_each_randomised_classifier():
+def test_there_is_a_training_against_the_wholly_random_classifier():
     layers = [*sanity.cascade(small.recipe("digits", 16, "strided").build(), seed=0)]
-    wanted = {f"randomised {k}" for k in range(1, len(layers))}
-    assert {r.variant for r in on_digits() if r.variant.startswith("randomised")} == wanted
+    random = [run.variant for run in models.runs() if run.variant.startswith("randomised")]
+    assert random == [f"randomised {len(layers) - 1}"]
 
 
 # Settings
@@ -313,7 +312,7 @@ def test_recipes_hold_all_that_the_study_loads_by_itself():
     names = [recipe.name for recipe in models.recipes()]
     assert len(set(names)) == len(names)
     cases = [(*pair, 0) for pair in models.MAIN.items()] + [("one scene", 32, 0)]
-    cases += [(*pair, seed) for pair in models.REPEATED.items() for seed in models.REPEATS]
+    cases += [(*pair, seed) for pair in models.REPEATED.items() for seed in range(5)]
     cases += [(*pair, seed) for pair in models.MAIN.items() for seed in range(5)]
     other = {"colours": "coloured digits", "coloured digits": "colours"}
     needed = {(r.problem, r.size, small.explained(r.problem), r.seed) for r in models.runs()}

@@ -18,6 +18,7 @@ from xaiutils.studies.ganmex import models
 WITH_EXACT = ("colours", "scenes", "one scene")  # problems whose true counterfactuals are known
 # Most cases share these few, and each takes a moment to load.
 _generator = functools.cache(lambda run: models.load(run))
+_classifier = functools.cache(lambda run: models.classifier(run))
 
 
 class Case(NamedTuple):
@@ -52,7 +53,7 @@ def choose(run: models.Run, n: int, *, seed: int = 0, pairs=None, device: str = 
         Where the classifiers live, see `runtime.pick_device`.
     """
     place = runtime.pick_device(device)
-    problem, model = problems.load(run.problem, run.size), models.classifier(run).to(place)
+    problem, model = problems.load(run.problem, run.size), _classifier(run).to(place)
     rng = np.random.default_rng(seed)
     labels = problem.test_labels.numpy()
     rows = rng.permutation(len(labels))[: max(8 * n, 2000) if pairs is None else len(labels)]

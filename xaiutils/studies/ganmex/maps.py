@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,11 @@ from xaiutils.intervals import two_samples
 from xaiutils.studies.ganmex.cases import Case, Exact, changed, generated
 
 METHODS = ("IG", "DeepLIFT", "occlusion")
-STEPS = 50  # points of integrated gradients
+# Points of integrated gradients. Maps of digits and scenes correlate with those of 200 points to
+# .998 and more, image by image.
+STEPS = 24
+# Maps (C, H, W) by classifier and by what else they depend on: many figures ask for the same.
+_known: WeakKeyDictionary[torch.nn.Module, dict[tuple, np.ndarray]] = WeakKeyDictionary()
 
 
 def explain(
@@ -24,19 +30,32 @@ def explain(
     With one baseline DeepSHAP is DeepLIFT. Occlusion hides a pixel in all channels; its value is
     shared out among them equally.
     """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     model = case.model if model is None else model
-    against = case.target if against_target else None
-    x, source = case.images, case.source
+    against = case.target if against_target else np.full_like(case.target, -1)
+    known, keys = _known.setdefault(model, {}), []
+    for *images, source, other in zip(case.images, baseline, case.source, against, strict=True):
+        seen = hashlib.sha256(b"".join(image.tobytes() for image in images))
+        keys.append((method, STEPS, int(source), int(other), seen.digest()))
+    new = [i for i, key in enumerate(keys) if key not in known]
+    if new:
+        others = against[new] if against_target else None
+        found = _explain(model, case.images[new], baseline[new], method, case.source[new], others)
+        known |= dict(zip([keys[i] for i in new], found, strict=True))
+    return np.stack([known[key] for key in keys])
+
+
+def _explain(model: torch.nn.Module, x, baseline, method: str, source, against) -> np.ndarray:
     if method == "IG":
+        options = {"steps": STEPS, "batch_size": 256, "tolerance": None}
         return attribution.integrated_gradients(
-            model, x, baseline, source, against=against, steps=STEPS, batch_size=256, tolerance=None
+            model, x, baseline, source, against=against, **options
         )
     if method == "DeepLIFT":
         return attribution.deeplift(model, x, baseline, source, against=against, batch_size=256)
-    if method == "occlusion":
-        maps = attribution.occlusion(model, x, source, patch=1, baseline=baseline, against=against)
-        return np.repeat(maps[:, None] / x.shape[1], x.shape[1], axis=1)
-    raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    maps = attribution.occlusion(model, x, source, patch=1, baseline=baseline, against=against)
+    return np.repeat(maps[:, None] / x.shape[1], x.shape[1], axis=1)
 
 
 def expected(case: Case, n_samples: int, *, of_target: bool, seed: int = 0) -> np.ndarray:
@@ -190,19 +209,19 @@ def cascade(
 
     Rows (run, baseline, layers, image), a run being one draw of random weights, with columns
     signed, absolute, within (the pixels that the baseline changes visibly) and ssim. `retrained`
-    adds GANMEX's baselines made against each randomised classifier, which must be among the
-    trainings for the case's problem and size; the one seed is that of the case's run.
+    has the wholly random classifier alone, and adds GANMEX's baselines made against it; it must
+    be among the trainings for the case's problem and size, and the one seed is that of its run.
     """
     if retrained:
         seeds = (case.run.seed,)
     original = {name: explain(case, b, "IG") for name, b in baselines.items()}
     rows = []
     for seed in seeds:
-        for k, (_, model) in enumerate(sanity.cascade(case.model, seed=seed)):
+        steps = [*enumerate(model for _, model in sanity.cascade(case.model, seed=seed))]
+        for k, model in steps[-1:] if retrained else steps:
             fresh = dict(baselines)
             if retrained:
-                variant = f"randomised {k}" if k else "GANMEX"
-                fresh["GANMEX, retrained"] = generated(case, variant)
+                fresh["GANMEX, retrained"] = generated(case, f"randomised {k}")
             for name, b in fresh.items():
                 before = original["GANMEX" if name.endswith("retrained") else name]
                 after = explain(case, b, "IG", model=model)

@@ -17,7 +17,6 @@ MAIN = {"digits": 28, "coloured digits": 28, "colours": 28, "scenes": 32}  # pix
 REPEATED = {"digits": 16, "coloured digits": 16, "scenes": 32}
 JUDGES = ("pooling", "residual")  # families other than those of the explained classifiers
 SEEDS = (0, 1, 2, 3, 4)  # each of a classifier and of a generator trained against it
-REPEATS = SEEDS[:3]  # of the trainings in REPEATED
 
 # Differences from `ganmex.Settings`, by name of the variant. The first is the method itself.
 VARIANTS = {
@@ -87,13 +86,12 @@ def runs() -> list[Run]:
     chosen = [Run(*main) for main in MAIN.items()] + [Run("one scene", 32)]
     chosen += [Run("digits", 28, "100 iterations")]
     for name, size in REPEATED.items():
-        variants = ("GANMEX", "100 iterations", *(() if name == "scenes" else LOSSES))
-        chosen += [Run(name, size, variant, seed) for variant in variants for seed in REPEATS]
-    chosen += [Run("scenes", 32, "no critic"), Run("colours", 28, "weights 1, 2, 1")]
-    once = ("StarGAN", "no cycle", "weights 1, 2, 1")
-    chosen += [Run("digits", 16, variant) for variant in once]
+        variants = ("GANMEX", *(() if name == "scenes" else ("100 iterations", *LOSSES)))
+        chosen += [Run(name, size, variant, seed) for variant in variants for seed in SEEDS]
+    chosen += [Run("colours", 28, "weights 1, 2, 1")]
+    chosen += [Run("digits", 16, variant) for variant in ("StarGAN", "no cycle")]
     chosen += [Run("digits", 16, variant) for variant in WEIGHTS if variant != "GANMEX"]
-    chosen += [Run("digits", 16, f"randomised {k}") for k in (1, 2, 3, 4)]
+    chosen += [Run("digits", 16, "randomised 4")]  # all layers
     chosen += [Run(*main, CONSTRAINED, seed) for main in MAIN.items() for seed in SEEDS]
     for name, size in MAIN.items():
         chosen += [Run(name, size, f"{CONSTRAINED}, {n} images") for n in sizes(name)]
@@ -220,7 +218,7 @@ def recipes() -> list[trained.Recipe]:
     nets = [(*pair, small.explained(pair[0]), 0) for pair in MAIN.items()]
     nets += [(*pair, small.explained(pair[0]), 1) for pair in MAIN.items()]
     nets += [(*pair, small.explained(pair[0]), seed) for pair in MAIN.items() for seed in SEEDS]
-    nets += [(*pair, small.explained(pair[0]), s) for pair in REPEATED.items() for s in REPEATS]
+    nets += [(*pair, small.explained(pair[0]), s) for pair in REPEATED.items() for s in SEEDS]
     nets += [("one scene", 32, small.explained("one scene"), seed) for seed in (0, 1)]
     every = [*MAIN.items(), *REPEATED.items(), ("one scene", 32)]
     nets += [(*pair, judge, 0) for pair in every for judge in JUDGES]

@@ -40,10 +40,9 @@ def measured(problem: str, n: int) -> pd.DataFrame:
     """Summaries over `n` test images, one training each.
 
     Columns problem, method, size (training images N, 0 where none is used; rivals of the GAN leave
-    out those held out), teraflop (10^12
-    operations for the training and `MADE` counterfactuals), quantity (see `quality.measure`; "in
-    mask" as `trainings.measured` has it; "flip size" and "score" of `one_vs_one.mask_test`), value,
-    low, high, n.
+    out those held out), teraflop (10^12 operations for the training and `MADE` counterfactuals),
+    quantity (see `quality.measure`; "in mask" as `trainings.measured` has it; "flip size" and
+    "score" of `one_vs_one.mask_test`), value, low, high, n.
     """
     case, rows = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n), []
     truth, many = cases.exact(case), len(case.problem.train_images)
@@ -114,7 +113,7 @@ def training(case: cases.Case, method: str, size: int) -> float:
     images, labels = case.problem.train_images[:size], case.problem.train_labels[:size]
     if method == models.CONSTRAINED:
         settings = models.settings(case.run._replace(variant=method))
-        steps = Training(case.model, images, labels, settings, 0)
+        steps = Training(case.model, images, labels, settings, 0, beside=False)
         with Operations() as counter:
             steps.step()
         return float(counter.total * settings.iterations)

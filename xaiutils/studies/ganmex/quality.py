@@ -149,7 +149,7 @@ def weakest(estimates: Sequence[intervals.Estimate], *, above: bool = True) -> i
 
 
 def repeated(
-    problem: str, n: int, variants=("GANMEX",), *, seeds=models.REPEATS, rivals: bool = True
+    problem: str, n: int, variants=("GANMEX",), *, seeds=models.SEEDS, rivals: bool = True
 ) -> pd.DataFrame:
     """`measure` over trainings: one classifier, generators and `n` test images per seed.
 

@@ -99,6 +99,8 @@ def level(table: pd.DataFrame, quantity: str, baseline: str) -> Estimate:
         images = int(rows["images"].sum())
         low, high = intervals.wilson(round(found.value * images), images)
         return found._replace(low=float(low), high=float(high))
+    if quantity in SHARES:  # Student's interval knows no bounds
+        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
     return found
 
 
