@@ -43,6 +43,14 @@ def test_copies_of_a_row_narrow_nothing_when_they_are_one_unit():
     assert naive.high - naive.low < 0.5 * (once.high - once.low)
 
 
+def test_resamples_may_be_written_to():
+    first = intervals.resamples(5, draws=20, seed=2)
+    kept = first.copy()
+    first[:] = -1
+    np.testing.assert_array_equal(intervals.resamples(5, draws=20, seed=2), kept)
+    np.testing.assert_array_equal(intervals.resamples(np.arange(5), draws=20, seed=2), kept)
+
+
 def test_differences_of_one_seed_are_paired():
     rng = np.random.default_rng(4)
     a = rng.normal(size=30)

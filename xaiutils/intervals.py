@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,8 +64,13 @@ def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
         raise ValueError(f"seed must not be negative, got {seed}")
     if not owner.size or draws < 1:
         raise ValueError(f"need at least one row and one draw, got {owner.size} and {draws}")
-    n = int(owner.max()) + 1
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, owner]
+    drawn = _drawn(int(owner.max()) + 1, draws, seed)
+    return drawn.copy() if np.ndim(units) == 0 else drawn[:, owner]
+
+
+@functools.lru_cache(maxsize=2)  # a table asks again and again about the same number of units
+def _drawn(n: int, draws: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
 
 
 def percentiles(drawn, units: int, *, level: float = 0.95) -> tuple[float, float]:

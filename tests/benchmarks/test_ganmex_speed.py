@@ -5,7 +5,7 @@ import pytest
 import torch
 from timing import seconds
 
-from xaiutils import baselines, constrained_gan, ganmex
+from xaiutils import baselines, constrained_gan, ganmex, runtime
 from xaiutils.classifiers import small, trained
 from xaiutils.data import problems
 
@@ -47,7 +47,10 @@ def test_a_training_step_is_its_forward_and_backward_passes(bench, digits):
 
 @pytest.mark.parametrize("problem, size, per_class", [("digits", 28, 3), ("scenes", 32, 8)])
 def test_a_step_of_the_constrained_training(bench, problem, size, per_class):
-    """Against the published one, networks and losses being the same, step by step in turn."""
+    """Against the published one, networks and losses being the same, step by step in turn.
+
+    On one core, and on all: there the published step has as many threads as make it fastest.
+    """
     data = problems.load(problem, size)
     given = (
         small.load(problem, size, small.explained(problem)),
@@ -55,11 +58,24 @@ def test_a_step_of_the_constrained_training(bench, problem, size, per_class):
         data.train_labels,
     )
     published = ganmex.Training(*given, ganmex.Settings(per_class=per_class), seed=0)
-    ours = constrained_gan.Training(*given, constrained_gan.Settings(per_class=per_class), seed=0)
+    settings = constrained_gan.Settings(per_class=per_class)
+    ours, alone = (
+        constrained_gan.Training(*given, settings, seed=0, beside=beside)
+        for beside in (True, False)
+    )
     with trained.one_thread():
-        times = [(seconds(published.step), seconds(ours.step)) for _ in range(23)][3:]
-    ratio = np.divide(*np.median(times, axis=0))
-    bench(f"published training step / ours, {problem}", ratio, "x", at_least=1.15)
+        rows = []
+        for _ in range(23):
+            rows.append([seconds(step) for step in (published.step, alone.step, ours.step)])
+            torch.set_num_threads(runtime.threads())
+            rows[-1].append(seconds(published.step))
+            torch.set_num_threads(1)
+    one, ours_alone, ours_beside, threaded = np.median(rows[3:], axis=0)
+    bench(
+        f"published training step / ours, one core, {problem}", one / ours_alone, "x", at_least=1.15
+    )
+    ratio = min(one, threaded) / ours_beside
+    bench(f"published training step / ours, {problem}", ratio, "x", at_least=1.5)
 
 
 def test_nearest_samples_of_a_thousand_digits(bench, digits):

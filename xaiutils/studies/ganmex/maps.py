@@ -54,7 +54,8 @@ def _explain(model: torch.nn.Module, x, baseline, method: str, source, against) 
         )
     if method == "DeepLIFT":
         return attribution.deeplift(model, x, baseline, source, against=against, batch_size=256)
-    maps = attribution.occlusion(model, x, source, patch=1, baseline=baseline, against=against)
+    options = {"patch": 1, "baseline": baseline, "batch_size": 256}
+    maps = attribution.occlusion(model, x, source, against=against, **options)
     return np.repeat(maps[:, None] / x.shape[1], x.shape[1], axis=1)
 
 
@@ -174,20 +175,17 @@ def localisation(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd
     """Rows (method, baseline, image): how much of a map lies where it should.
 
     Columns: "in box", the share in the digit's box (scenes), "in region", the share where the
-    factor that differs lives, its "log inverse" (log of outside over inside); "in mask", "auc"
-    and "ap": share, and ranking quality, of the elements that the exact counterfactual changes.
+    factor that differs lives, its "log inverse" (log of outside over inside); "in mask", the share
+    on the elements that the exact counterfactual changes.
     """
     rows = []
     for (method, baseline), m in maps.items():
-        quality = sanity.ranking_quality(m, truth.mask)
         columns = {
             "method": method,
             "baseline": baseline,
             "image": np.arange(len(m)),
             "is_object": truth.is_object,
             "in mask": sanity.localisation(m, truth.mask),
-            "auc": quality.auc,
-            "ap": quality.average_precision,
         }
         if truth.box is not None:
             inside = sanity.localisation(m, truth.box)
@@ -195,6 +193,21 @@ def localisation(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd
             columns |= {"in box": inside, "in region": region}
             columns["log inverse"] = np.log(np.clip(1 - region, 1e-6, 1) / np.clip(region, 1e-6, 1))
         rows.append(pd.DataFrame(columns))
+    return pd.concat(rows, ignore_index=True)
+
+
+def ordering(maps: Mapping[tuple[str, str], np.ndarray], truth: Exact) -> pd.DataFrame:
+    """How well integrated gradients rank what the exact counterfactual changes above the rest.
+
+    Rows (baseline, image), columns is_object, auc, ap (see `sanity.ranking_quality`).
+    """
+    rows = []
+    for (method, baseline), m in maps.items():
+        if method == "IG":
+            found = sanity.ranking_quality(m, truth.mask)
+            columns = {"auc": found.auc, "ap": found.average_precision}
+            key = {"baseline": baseline, "image": np.arange(len(m)), "is_object": truth.is_object}
+            rows.append(pd.DataFrame(key | columns))
     return pd.concat(rows, ignore_index=True)
 
 
