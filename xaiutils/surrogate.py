@@ -1,0 +1,349 @@
+"""A Gaussian process on {0,1}^d in place of the model, and what is read off it without the model.
+
+The process learns f from the model's answers to n masks. LIME's coefficients, Banzhaf and Shapley
+values and occlusion are linear in f: their posterior means and covariances follow from those of f.
+The covariance of the process is that of `surrogate_kernel`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.special import comb, expit, logit
+
+from xaiutils import designs, limit, regression, surrogate_kernel
+from xaiutils.runtime import one_blas_thread
+from xaiutils.surrogate_kernel import Hyperparameters
+
+EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
+TINY = np.finfo(np.float64).tiny  # without main effects all components are as relevant
+CUBE_D = 13  # up to here the process is read at all 2^d masks, beyond at a sample of them
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """What `fit` found.
+
+    Attributes
+    ----------
+    masks : (n, d) bool
+        The distinct masks.
+    values : (n,)
+        Mean answer to each.
+    link : "identity" or "logit"
+    hyperparameters : Hyperparameters
+        Variances of the values, or of their logits. NaN for constant values.
+    relevances : (d,)
+        u.
+    inflation : float
+        Factor by which the standard deviations of the process are raised, see `fit`.
+    """
+
+    masks: np.ndarray
+    values: np.ndarray
+    link: str
+    hyperparameters: Hyperparameters
+    relevances: np.ndarray
+    inflation: float
+    _centre: float = field(repr=False)
+    _factor: np.ndarray | None = field(repr=False)  # lower Cholesky; None for constant values
+    _alpha: np.ndarray | None = field(repr=False)
+
+    @property
+    def d(self) -> int:
+        return self.masks.shape[1]
+
+    @one_blas_thread
+    def predict(self, masks) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (m,) and standard deviation (m,) of the model's answers to masks (m, d).
+
+        With the logit link the deviation is that of the logit times the slope. NaN for constant
+        values.
+        """
+        masks = _masks(masks, self.d)
+        if self._factor is None:
+            return np.full(len(masks), self._centre), np.full(len(masks), np.nan)
+        mean, slope, cross = self._at(masks, True)
+        return mean, slope * np.sqrt(self._variance(cross))
+
+    @one_blas_thread
+    def lime(
+        self, width: float = 0.25, n_free: int = 8192, seed: int = 0
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """LIME's coefficients, in the limit of many masks and without a ridge.
+
+        Parameters
+        ----------
+        width : float
+            Bandwidth, see `limit.psi`.
+        n_free : int
+            Masks at which the process is read, if they are not all 2^d (up to d = 13): half of
+            them orthogonal where such a design exists, and their complements.
+        seed : int
+
+        Returns
+        -------
+        intercept : float
+        coef : (d,)
+        covariance : (d + 1, d + 1)
+            Of (intercept, coefficients), given the model's answers; that of the sample of free
+            masks is added. NaN for constant values.
+        """
+        if not width > 0:
+            raise ValueError(f"width must be positive, got {width!r}")
+        value, covariance = self._regression(width, n_free, seed)
+        return float(value[0]), value[1:], covariance
+
+    @one_blas_thread
+    def banzhaf(self, n_free: int = 8192, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Banzhaf values (d,) and standard errors (d,): LIME's coefficients with equal weights."""
+        value, covariance = self._regression(np.inf, n_free, seed)
+        return value[1:], _stderr(covariance)[1:]
+
+    @one_blas_thread
+    def shapley(self, n_free: int = 8192, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Shapley values (d,) and standard errors (d,).
+
+        Beyond d = 13 by the regression of Kernel SHAP (Lundberg and Lee 2017): free masks have
+        sizes k drawn with its weights, in proportion to 1 / (k (d - k)), and stratified.
+        """
+        d = self.d
+        if d <= CUBE_D:
+            half = limit.masks(d)[: 2 ** (d - 1)]
+            free = _with_complements(half)
+            share, size = 1 / (d * comb(d - 1, np.arange(d))), free.sum(axis=1)
+            gain, loss = np.append(0.0, share)[size], np.append(share, 0.0)[size]
+            value, covariance, _ = self._read(half, np.where(free.T, gain, -loss), True)
+        else:
+            half = _stratified(_half(n_free, d), d, np.random.default_rng(seed))
+            weights = _kernel_shap(half)
+            free = _with_complements(half)
+            ends = np.isin(free.sum(axis=1), (0, d))
+            value, covariance, mean = self._read(half, weights, ends)
+            residual = mean - mean[-1] - free @ value
+            covariance += _sampling(weights, residual)
+        return value, _stderr(covariance)
+
+    @one_blas_thread
+    def occlusion(self) -> tuple[np.ndarray, np.ndarray]:
+        """f(all) - f(all but j), (d,), and standard errors (d,)."""
+        d = self.d
+        half = np.vstack([np.ones((1, d), bool), ~np.eye(d, dtype=bool)])
+        weights = np.zeros((d, 2 * (d + 1)))
+        weights[:, 0], weights[np.arange(d), 1 + np.arange(d)] = 1, -1
+        value, covariance, _ = self._read(half, weights, True)
+        return value, _stderr(covariance)
+
+    def _regression(self, width, n_free, seed):
+        d, whole = self.d, self.d <= CUBE_D
+        if whole:
+            half = limit.masks(d)[: 2 ** (d - 1)]
+        else:
+            half, rng = _half(n_free, d), np.random.default_rng(seed)
+            try:
+                half = designs.draw(half, d, "orthogonal", rng)
+            except ValueError:  # there is none of as many rows
+                half = designs.draw(half, d, "iid", rng)
+        free = _with_complements(half)
+        weight = limit.psi(1 - free.mean(axis=1), width)
+        rows = np.hstack([np.ones((len(free), 1)), free])
+        weighted = rows.T * (weight / weight.max())
+        gram = weighted @ rows
+        if not np.linalg.cond(gram) < regression.MAX_CONDITION:
+            raise ValueError(
+                f"width must leave weight on more than {d} of {len(free)} free masks, got {width!r}"
+            )
+        weights = np.linalg.solve(gram, weighted)
+        value, covariance, mean = self._read(half, weights, whole)
+        if not whole:
+            covariance += _sampling(weights, mean - rows @ value)
+        return value, covariance
+
+    def _read(self, half, weights, own):
+        """Value (r,) and covariance (r, r) of `weights` (r, 2h) at masks and their complements.
+
+        And the mean there. Where not `own` the masks are a sample: it is not their own noise that
+        counts, but that of all masks, which averages out.
+        """
+        if self._factor is None:
+            value = self._centre * weights.sum(axis=1).round(9)
+            return value, np.full(2 * value.shape, np.nan), np.full(2 * len(half), np.nan)
+        mean, slope, cross = self._at(_with_complements(half), own)
+        moved, theta = weights * slope, self.hyperparameters
+        told = solve_triangular(self._factor, (moved @ cross).T, lower=True)
+        covariance = surrogate_kernel.reduced(half, moved, self.relevances, theta) - told.T @ told
+        covariance += theta.noise * (moved * own) @ moved.T
+        return weights @ mean, self.inflation**2 * covariance, mean
+
+    def _at(self, masks, own):
+        """Mean (m,), slope of the inverse link (m,), and covariance (m, n) with the known masks.
+
+        `own`: the masks have their own noise.
+        """
+        inner = surrogate_kernel.products(masks, self.masks, self.relevances)
+        cross = surrogate_kernel.covariance(inner, self.hyperparameters)
+        known = {bytes(row): i for i, row in enumerate(self.masks)}
+        for i in np.flatnonzero(np.broadcast_to(own, len(masks))):
+            if (row := bytes(masks[i])) in known:
+                cross[i, known[row]] += self.hyperparameters.noise
+        mean = self._centre + cross @ self._alpha
+        if self.link == "identity":
+            return mean, np.ones(len(mean)), cross
+        # The mean of the sigmoid of a Gaussian (MacKay 1992), which is flatter than the sigmoid.
+        shrunk = 1 / np.sqrt(1 + np.pi / 8 * self._variance(cross))
+        mean = expit(shrunk * mean)
+        return mean, shrunk * mean * (1 - mean), cross
+
+    def _variance(self, cross):
+        told = solve_triangular(self._factor, cross.T, lower=True)
+        prior = sum(self.hyperparameters) - self.hyperparameters.decay
+        return self.inflation**2 * np.maximum(prior - np.square(told).sum(axis=0), 0)
+
+
+@one_blas_thread
+def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
+    """Fit the process to a model's answers.
+
+    Parameters
+    ----------
+    masks : (n, d) bool
+        n > 1. Answers to the same mask are averaged.
+    values : (n,)
+        Finite.
+    link : "identity" or "logit"
+        With "logit" the process is that of the logit of a probability, which is first moved into
+        [1e-6, 1 - 1e-6]: near 0 and 1 most interactions are the work of the sigmoid.
+    seed : int
+        Beyond 512 masks the starts of the optimiser are tried with a random 512 of them.
+
+    Returns
+    -------
+    Surrogate
+        The relevances come from a pilot regression, |beta_j| plus a quarter of their mean; linear,
+        smooth, decay and noise by marginal likelihood, with a wide prior on the noise; the constant
+        has the variance of the values. Standard deviations are multiplied by the root mean square
+        of the leave-one-out errors, each over its standard deviation, if that is more than 1, and
+        by 1 + (d + 1) / m for m masks (or complementary pairs), as the relevances are estimates.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, n < 2, a value is not finite, the link is unknown, or the logit of a
+        value outside [0, 1] is wanted.
+
+    Examples
+    --------
+    Sixteen answers tell the effects in a linear model of five components:
+
+    >>> import numpy as np
+    >>> from xaiutils import surrogate
+    >>> masks = np.random.default_rng(0).random((16, 5)) < 0.5
+    >>> found = surrogate.fit(masks, masks @ [1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> intercept, coef, covariance = found.lime()
+    >>> coef.round(2)
+    array([1., 2., 3., 4., 5.])
+    """
+    masks = _masks(masks)
+    values = _values(values, len(masks), link)
+    masks, owner = np.unique(masks, axis=0, return_inverse=True)
+    values = np.bincount(owner.ravel(), values) / np.bincount(owner.ravel())
+    y = values if link == "identity" else logit(np.clip(values, EPS, 1 - EPS))
+    centre, scale, d = y.mean(), y.std(), masks.shape[1]
+    if np.ptp(y) <= regression.ROUNDING * regression.EPS * np.abs(y).max():
+        nothing = Hyperparameters(*[np.nan] * 5), np.full(d, 1 / d), np.nan
+        return Surrogate(masks, values, link, *nothing, values.mean(), None, None)
+    y = (y - centre) / scale
+    beta = np.abs(regression.fit(masks, np.ones(len(y)), y[:, None]).coef[0]) + TINY
+    relevances = (beta + beta.mean() / 4) / (1.25 * beta.sum())
+    inner = surrogate_kernel.products(masks, masks, relevances)
+    theta = surrogate_kernel.most_likely(inner, y, np.random.default_rng(seed))
+    kernel = surrogate_kernel.covariance(inner, theta) + theta.noise * np.eye(len(y))
+    factor, _ = dpotrf(kernel, lower=1)
+    precision = np.diagonal(dpotri(factor, lower=1)[0])
+    alpha = cho_solve((factor, True), y)
+    inflation = _inflation(masks, alpha, precision)
+    theta = Hyperparameters(*(float(v * scale**2) for v in theta))._replace(decay=theta.decay)
+    return Surrogate(
+        masks, values, link, theta, relevances, inflation, centre, factor * scale, alpha / scale
+    )
+
+
+def _inflation(masks, alpha, precision):
+    """Root mean square of the leave-one-out errors over their deviations, if more than 1.
+
+    Times 1 + (d + 1) / m for m masks that are not each other's complements: the relevances are
+    taken from the same answers, and the process takes them for known.
+    """
+    pairs = len(np.unique(masks ^ masks[:, :1], axis=0))
+    left_out = float(np.sqrt(np.mean(np.square(alpha) / precision)))
+    return max(1.0, left_out) * (1 + (masks.shape[1] + 1) / pairs)
+
+
+def _with_complements(half):
+    return np.vstack([half, ~half])
+
+
+def _half(n_free, d):
+    if not isinstance(n_free, int | np.integer) or n_free % 2 or n_free < 4 * (d + 1):
+        raise ValueError(f"n_free must be an even integer of at least 4 (d + 1), got {n_free!r}")
+    return n_free // 2
+
+
+def _stratified(n, d, rng):
+    """Masks (n, d), the last whole, the sizes of the others spread evenly over Kernel SHAP's."""
+    size = np.arange(1, d)
+    law = np.cumsum(1 / (size * (d - size)))
+    chosen = size[np.searchsorted(law / law[-1], (np.arange(n - 1) + rng.random()) / (n - 1))]
+    rank = rng.random((n - 1, d)).argsort(axis=1).argsort(axis=1)
+    return np.vstack([rank < chosen[:, None], np.ones((1, d), bool)])
+
+
+def _kernel_shap(half):
+    """Weights (d, 2h) of Kernel SHAP's regression, whose line passes through empty and whole."""
+    free = _with_complements(half)
+    share = free.mean(axis=1)
+    rows = free - share[:, None]
+    # Rows add up to 0: adding 1 to all entries makes the matrix regular and changes nothing else.
+    weights = np.linalg.solve(rows.T @ rows + 1, rows.T)
+    equal = 1 / free.shape[1]
+    whole, empty = equal - weights @ share, -equal - weights @ (1 - share)
+    weights[:, len(half) - 1] += whole
+    weights[:, -1] += empty
+    return weights
+
+
+def _sampling(weights, residual):
+    """Covariance that comes from the choice of the free masks: pairs are independent."""
+    one, other = np.split(weights * residual, 2, axis=1)
+    return (one + other) @ (one + other).T
+
+
+def _stderr(covariance):
+    return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+
+
+def _masks(masks, d=None):
+    masks = np.asarray(masks)
+    if masks.ndim != 2 or not masks.shape[1] or d not in (None, masks.shape[1]):
+        raise ValueError(f"masks must have shape (n, {d or 'd'}), got {masks.shape}")
+    if not np.isin(masks, (0, 1)).all():
+        raise ValueError("masks must hold only 0 and 1, or False and True")
+    return np.ascontiguousarray(masks, bool)
+
+
+def _values(values, n, link):
+    values = np.asarray(values, np.float64)
+    if link not in ("identity", "logit"):
+        raise ValueError(f'link must be "identity" or "logit", got {link!r}')
+    if n < 2 or values.shape != (n,):
+        raise ValueError(f"values must have shape (n,) for n > 1 masks, got {values.shape} for {n}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values must be finite, got {values[~np.isfinite(values)][0]}")
+    if link == "logit" and not 0 <= values.min() <= values.max() <= 1:
+        raise ValueError(
+            f'values must lie in [0, 1] for link="logit", got {values.min()} to {values.max()}'
+        )
+    return values
