@@ -26,6 +26,7 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "probe": "asks whether a model is what it seems, see test_probe",
     "storage": "files of results, see test_storage",
     "runtime": "the same answers faster, see test_runtime",
+    "surrogate_weights": "what surrogate's readings are made of, which have oracles",
 }
 
 

@@ -29,7 +29,7 @@ def test_linear_functions_are_found_exactly(d):
     assert_allclose(coef, slopes, atol=1e-4)
     assert intercept == pytest.approx(3, abs=1e-3)
     assert np.sqrt(np.diag(covariance)).max() < 1e-2
-    for value, stderr in (found.banzhaf(1024), found.shapley(1024), found.occlusion()):
+    for value, stderr in (found.coin_banzhaf(n_free=1024), found.shapley(1024), found.occlusion()):
         assert_allclose(value, slopes, atol=1e-3)
         assert stderr.max() < 1e-2
     other = drawn(50, d, seed=5)
@@ -51,7 +51,7 @@ def test_where_all_masks_are_known_nothing_is_guessed(link):
     assert np.abs(covariance).max() < 1e-6
     look = limit.lookup(table)
     for (value, stderr), truth in (
-        (found.banzhaf(), limit.coin_banzhaf(look, 6)),
+        (found.coin_banzhaf(), limit.coin_banzhaf(look, 6)),
         (found.shapley(), limit.shapley(look, 6)),
         (found.occlusion(), limit.occlusion(look, 6)),
     ):
@@ -96,10 +96,10 @@ def test_the_sigmoid_is_undone_by_the_logit():
 def test_free_masks_agree_with_enumeration(monkeypatch):
     f, masks = polynomial(10, seed=4), drawn(100, 10)
     found = surrogate.fit(masks, f(masks))
-    exact = found.lime()[1], found.banzhaf()[0], found.shapley()[0]
+    exact = found.lime()[1], found.coin_banzhaf()[0], found.shapley()[0]
     deviation = np.sqrt(np.diag(found.lime()[2]))[1:]
     monkeypatch.setattr(surrogate, "CUBE_D", 0)
-    sampled = found.lime()[1], found.banzhaf()[0], found.shapley()[0]
+    sampled = found.lime()[1], found.coin_banzhaf()[0], found.shapley()[0]
     for one, other in zip(exact, sampled, strict=True):
         assert_allclose(one, other, atol=0.5 * deviation.max())
 
@@ -128,7 +128,7 @@ def test_a_function_without_main_effects_has_none():
     masks = limit.masks(4)
     found = surrogate.fit(masks, masks.sum(axis=1) % 2)
     assert_allclose(found.relevances, 0.25)
-    assert_allclose(found.banzhaf()[0], 0, atol=1e-9)
+    assert_allclose(found.coin_banzhaf()[0], 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("link", ["identity", "logit"])
@@ -138,7 +138,7 @@ def test_constant_values_have_no_effects_and_no_deviations(link, d):
     intercept, coef, covariance = found.lime(n_free=256)
     assert intercept == pytest.approx(0.3) and np.isnan(covariance).all()
     assert_array_equal(coef, 0)
-    for value, stderr in (found.banzhaf(256), found.shapley(256), found.occlusion()):
+    for value, stderr in (found.coin_banzhaf(n_free=256), found.shapley(256), found.occlusion()):
         assert_array_equal(value, 0)
         assert np.isnan(stderr).all()
     mean, deviation = found.predict(drawn(3, d))
@@ -157,7 +157,7 @@ MASKS = np.eye(4, dtype=bool)
         ({"masks": MASKS[:1], "values": [0.1]}, "n > 1"),
         ({"masks": MASKS[0]}, r"masks must have shape \(n, d\), got \(4,\)"),
         ({"masks": 2 * MASKS}, "masks must hold only 0 and 1"),
-        ({"link": "probit"}, 'link must be "identity" or "logit", got \'probit\''),
+        ({"link": "probit"}, 'link must be "identity", "logit" or "best", got \'probit\''),
         ({"link": "logit", "values": [0.1, 0.2, 0.3, 1.5]}, r"in \[0, 1\].*got 0.1 to 1.5"),
     ],
 )

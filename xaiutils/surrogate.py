@@ -14,13 +14,27 @@ from scipy.linalg import cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import comb, expit, logit
 
-from xaiutils import designs, limit, regression, surrogate_kernel
+from xaiutils import regression, surrogate_kernel
 from xaiutils.runtime import one_blas_thread
 from xaiutils.surrogate_kernel import Hyperparameters
+from xaiutils.surrogate_weights import (
+    CUBE_D,
+    ends,
+    free_half,
+    generator,
+    half_cube,
+    half_of,
+    kernel_shap,
+    line,
+    sampling,
+    semivalue,
+    stratified,
+    with_complements,
+)
 
 EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 TINY = np.finfo(np.float64).tiny  # without main effects all components are as relevant
-CUBE_D = 13  # up to here the process is read at all 2^d masks, beyond at a sample of them
+PART = 1024  # masks of a sample that give, with their complements, a reading's covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +54,8 @@ class Surrogate:
         u.
     inflation : float
         Factor by which the standard deviations of the process are raised, see `fit`.
+    left_out : float
+        Mean squared error of what the other answers say about each.
     """
 
     masks: np.ndarray
@@ -48,6 +64,7 @@ class Surrogate:
     hyperparameters: Hyperparameters
     relevances: np.ndarray
     inflation: float
+    left_out: float
     _centre: float = field(repr=False)
     _factor: np.ndarray | None = field(repr=False)  # lower Cholesky; None for constant values
     _alpha: np.ndarray | None = field(repr=False)
@@ -71,7 +88,7 @@ class Surrogate:
 
     @one_blas_thread
     def lime(
-        self, width: float = 0.25, n_free: int = 8192, seed: int = 0
+        self, width: float = 0.25, n_free: int = 4096, seed: int = 0
     ) -> tuple[float, np.ndarray, np.ndarray]:
         """LIME's coefficients, in the limit of many masks and without a ridge.
 
@@ -80,7 +97,7 @@ class Surrogate:
         width : float
             Bandwidth, see `limit.psi`.
         n_free : int
-            Masks at which the process is read, if they are not all 2^d (up to d = 13): half of
+            Masks at which the process is read, if they are not all 2^d (up to d = 12): half of
             them orthogonal where such a design exists, and their complements.
         seed : int
 
@@ -98,33 +115,52 @@ class Surrogate:
         return float(value[0]), value[1:], covariance
 
     @one_blas_thread
-    def banzhaf(self, n_free: int = 8192, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Banzhaf values (d,) and standard errors (d,): LIME's coefficients with equal weights."""
-        value, covariance = self._regression(np.inf, n_free, seed)
+    def coin_banzhaf(
+        self, q: float = 0.5, n_free: int = 4096, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values (d,) of `limit.coin_banzhaf` and standard errors (d,); q within (0, 1).
+
+        They are the coefficients of the regression on masks that keep components with probability
+        q, all of equal weight. At q = 1 they are those of `occlusion`.
+        """
+        if not 0 < q < 1:
+            raise ValueError(f"q must lie between 0 and 1, got {q!r}")
+        d = self.d
+        if q == 0.5:
+            value, covariance = self._regression(np.inf, n_free, seed)
+        elif d <= CUBE_D:
+            kept = np.arange(d)
+            half = half_cube(d)
+            weights = semivalue(half, q**kept * (1 - q) ** (d - 1 - kept))
+            value, covariance, _ = self._read(half, weights, True)
+            return value, _stderr(covariance)
+        else:
+
+            def alone(kept):  # without their complements, which the coin favours less
+                return np.pad(line(kept, np.inf), ((0, 0), (0, len(kept))))
+
+            kept = generator(seed).random((half_of(n_free, d), d)) < q
+            value, covariance = self._regressed(kept, alone)
         return value[1:], _stderr(covariance)[1:]
 
     @one_blas_thread
-    def shapley(self, n_free: int = 8192, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def shapley(self, n_free: int = 4096, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Shapley values (d,) and standard errors (d,).
 
-        Beyond d = 13 by the regression of Kernel SHAP (Lundberg and Lee 2017): free masks have
+        Beyond d = 12 by the regression of Kernel SHAP (Lundberg and Lee 2017): free masks have
         sizes k drawn with its weights, in proportion to 1 / (k (d - k)), and stratified.
         """
         d = self.d
         if d <= CUBE_D:
-            half = limit.masks(d)[: 2 ** (d - 1)]
-            free = _with_complements(half)
-            share, size = 1 / (d * comb(d - 1, np.arange(d))), free.sum(axis=1)
-            gain, loss = np.append(0.0, share)[size], np.append(share, 0.0)[size]
-            value, covariance, _ = self._read(half, np.where(free.T, gain, -loss), True)
+            half = half_cube(d)
+            weights = semivalue(half, 1 / (d * comb(d - 1, np.arange(d))))
+            value, covariance, _ = self._read(half, weights, True)
         else:
-            half = _stratified(_half(n_free, d), d, np.random.default_rng(seed))
-            weights = _kernel_shap(half)
-            free = _with_complements(half)
-            ends = np.isin(free.sum(axis=1), (0, d))
-            value, covariance, mean = self._read(half, weights, ends)
-            residual = mean - mean[-1] - free @ value
-            covariance += _sampling(weights, residual)
+            half = stratified(half_of(n_free, d), d, generator(seed))
+            weights = kernel_shap(half)
+            value, covariance, mean = self._sampled(half, weights, kernel_shap)
+            residual = mean - mean[-1] - with_complements(half) @ value
+            covariance += sampling(weights, residual)
         return value, _stderr(covariance)
 
     @one_blas_thread
@@ -138,29 +174,35 @@ class Surrogate:
         return value, _stderr(covariance)
 
     def _regression(self, width, n_free, seed):
-        d, whole = self.d, self.d <= CUBE_D
-        if whole:
-            half = limit.masks(d)[: 2 ** (d - 1)]
-        else:
-            half, rng = _half(n_free, d), np.random.default_rng(seed)
-            try:
-                half = designs.draw(half, d, "orthogonal", rng)
-            except ValueError:  # there is none of as many rows
-                half = designs.draw(half, d, "iid", rng)
-        free = _with_complements(half)
-        weight = limit.psi(1 - free.mean(axis=1), width)
-        rows = np.hstack([np.ones((len(free), 1)), free])
-        weighted = rows.T * (weight / weight.max())
-        gram = weighted @ rows
-        if not np.linalg.cond(gram) < regression.MAX_CONDITION:
-            raise ValueError(
-                f"width must leave weight on more than {d} of {len(free)} free masks, got {width!r}"
-            )
-        weights = np.linalg.solve(gram, weighted)
-        value, covariance, mean = self._read(half, weights, whole)
-        if not whole:
-            covariance += _sampling(weights, mean - rows @ value)
-        return value, covariance
+        d = self.d
+
+        def both(half):
+            return line(with_complements(half), width)
+
+        if d <= CUBE_D:
+            half = half_cube(d)
+            value, covariance, _ = self._read(half, both(half), True)
+            return value, covariance
+        return self._regressed(free_half(half_of(n_free, d), d, generator(seed)), both)
+
+    def _regressed(self, half, weigh):
+        """Value and covariance of a regression on a sample of masks and their complements."""
+        weights = weigh(half)
+        value, covariance, mean = self._sampled(half, weights, weigh)
+        residual = mean - value[0] - with_complements(half) @ value[1:]
+        return value, covariance + sampling(weights, residual)
+
+    def _sampled(self, half, weights, weigh):
+        """As `_read` at a sample of masks; its covariance is that of the last 1024 of them.
+
+        `weigh` makes weights (r, 2h) of masks (h, d) and their complements.
+        """
+        if self._factor is None:
+            return self._read(half, weights, True)
+        free, part = with_complements(half), half[-PART:]
+        _, covariance, _ = self._read(part, weigh(part), ends(with_complements(part)))
+        mean = self._at(free, ends(free))[0]
+        return weights @ mean, covariance, mean
 
     def _read(self, half, weights, own):
         """Value (r,) and covariance (r, r) of `weights` (r, 2h) at masks and their complements.
@@ -171,7 +213,7 @@ class Surrogate:
         if self._factor is None:
             value = self._centre * weights.sum(axis=1).round(9)
             return value, np.full(2 * value.shape, np.nan), np.full(2 * len(half), np.nan)
-        mean, slope, cross = self._at(_with_complements(half), own)
+        mean, slope, cross = self._at(with_complements(half), own)
         moved, theta = weights * slope, self.hyperparameters
         told = solve_triangular(self._factor, (moved @ cross).T, lower=True)
         covariance = surrogate_kernel.reduced(half, moved, self.relevances, theta) - told.T @ told
@@ -192,9 +234,7 @@ class Surrogate:
         mean = self._centre + cross @ self._alpha
         if self.link == "identity":
             return mean, np.ones(len(mean)), cross
-        # The mean of the sigmoid of a Gaussian (MacKay 1992), which is flatter than the sigmoid.
-        shrunk = 1 / np.sqrt(1 + np.pi / 8 * self._variance(cross))
-        mean = expit(shrunk * mean)
+        mean, shrunk = _sigmoid(mean, self._variance(cross))
         return mean, shrunk * mean * (1 - mean), cross
 
     def _variance(self, cross):
@@ -213,9 +253,10 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
         n > 1. Answers to the same mask are averaged.
     values : (n,)
         Finite.
-    link : "identity" or "logit"
+    link : "identity", "logit" or "best"
         With "logit" the process is that of the logit of a probability, which is first moved into
-        [1e-6, 1 - 1e-6]: near 0 and 1 most interactions are the work of the sigmoid.
+        [1e-6, 1 - 1e-6]: near 0 and 1 most interactions are the work of the sigmoid. "best" is the
+        one that errs less when answers are left out; "identity" if they are no probabilities.
     seed : int
         Beyond 512 masks the starts of the optimiser are tried with a random 512 of them.
 
@@ -250,25 +291,36 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
     values = _values(values, len(masks), link)
     masks, owner = np.unique(masks, axis=0, return_inverse=True)
     values = np.bincount(owner.ravel(), values) / np.bincount(owner.ravel())
+    if link != "best":
+        return _fit(masks, values, link, seed)
+    links = ("identity", "logit") if _probabilities(values) else ("identity",)
+    return min((_fit(masks, values, each, seed) for each in links), key=lambda one: one.left_out)
+
+
+def _fit(masks, values, link, seed):
     y = values if link == "identity" else logit(np.clip(values, EPS, 1 - EPS))
     centre, scale, d = y.mean(), y.std(), masks.shape[1]
     if np.ptp(y) <= regression.ROUNDING * regression.EPS * np.abs(y).max():
-        nothing = Hyperparameters(*[np.nan] * 5), np.full(d, 1 / d), np.nan
+        nothing = Hyperparameters(*[np.nan] * 5), np.full(d, 1 / d), np.nan, 0.0
         return Surrogate(masks, values, link, *nothing, values.mean(), None, None)
     y = (y - centre) / scale
     beta = np.abs(regression.fit(masks, np.ones(len(y)), y[:, None]).coef[0]) + TINY
     relevances = (beta + beta.mean() / 4) / (1.25 * beta.sum())
     inner = surrogate_kernel.products(masks, masks, relevances)
-    theta = surrogate_kernel.most_likely(inner, y, np.random.default_rng(seed))
+    theta = surrogate_kernel.most_likely(inner, y, generator(seed))
     kernel = surrogate_kernel.covariance(inner, theta) + theta.noise * np.eye(len(y))
     factor, _ = dpotrf(kernel, lower=1)
     precision = np.diagonal(dpotri(factor, lower=1)[0])
     alpha = cho_solve((factor, True), y)
     inflation = _inflation(masks, alpha, precision)
+    guess = centre + scale * (y - alpha / precision)
+    if link == "logit":
+        guess, _ = _sigmoid(guess, scale**2 / precision)
     theta = Hyperparameters(*(float(v * scale**2) for v in theta))._replace(decay=theta.decay)
     return Surrogate(
-        masks, values, link, theta, relevances, inflation, centre, factor * scale, alpha / scale
-    )
+        masks, values, link, theta, relevances, inflation,
+        float(np.mean(np.square(guess - values))), centre, factor * scale, alpha / scale,
+    )  # fmt: skip
 
 
 def _inflation(masks, alpha, precision):
@@ -282,43 +334,10 @@ def _inflation(masks, alpha, precision):
     return max(1.0, left_out) * (1 + (masks.shape[1] + 1) / pairs)
 
 
-def _with_complements(half):
-    return np.vstack([half, ~half])
-
-
-def _half(n_free, d):
-    if not isinstance(n_free, int | np.integer) or n_free % 2 or n_free < 4 * (d + 1):
-        raise ValueError(f"n_free must be an even integer of at least 4 (d + 1), got {n_free!r}")
-    return n_free // 2
-
-
-def _stratified(n, d, rng):
-    """Masks (n, d), the last whole, the sizes of the others spread evenly over Kernel SHAP's."""
-    size = np.arange(1, d)
-    law = np.cumsum(1 / (size * (d - size)))
-    chosen = size[np.searchsorted(law / law[-1], (np.arange(n - 1) + rng.random()) / (n - 1))]
-    rank = rng.random((n - 1, d)).argsort(axis=1).argsort(axis=1)
-    return np.vstack([rank < chosen[:, None], np.ones((1, d), bool)])
-
-
-def _kernel_shap(half):
-    """Weights (d, 2h) of Kernel SHAP's regression, whose line passes through empty and whole."""
-    free = _with_complements(half)
-    share = free.mean(axis=1)
-    rows = free - share[:, None]
-    # Rows add up to 0: adding 1 to all entries makes the matrix regular and changes nothing else.
-    weights = np.linalg.solve(rows.T @ rows + 1, rows.T)
-    equal = 1 / free.shape[1]
-    whole, empty = equal - weights @ share, -equal - weights @ (1 - share)
-    weights[:, len(half) - 1] += whole
-    weights[:, -1] += empty
-    return weights
-
-
-def _sampling(weights, residual):
-    """Covariance that comes from the choice of the free masks: pairs are independent."""
-    one, other = np.split(weights * residual, 2, axis=1)
-    return (one + other) @ (one + other).T
+def _sigmoid(mean, variance):
+    """Mean of the sigmoid of a Gaussian (MacKay 1992), and how much flatter it is than that."""
+    shrunk = 1 / np.sqrt(1 + np.pi / 8 * variance)
+    return expit(shrunk * mean), shrunk
 
 
 def _stderr(covariance):
@@ -336,14 +355,18 @@ def _masks(masks, d=None):
 
 def _values(values, n, link):
     values = np.asarray(values, np.float64)
-    if link not in ("identity", "logit"):
-        raise ValueError(f'link must be "identity" or "logit", got {link!r}')
+    if link not in ("identity", "logit", "best"):
+        raise ValueError(f'link must be "identity", "logit" or "best", got {link!r}')
     if n < 2 or values.shape != (n,):
         raise ValueError(f"values must have shape (n,) for n > 1 masks, got {values.shape} for {n}")
     if not np.isfinite(values).all():
         raise ValueError(f"values must be finite, got {values[~np.isfinite(values)][0]}")
-    if link == "logit" and not 0 <= values.min() <= values.max() <= 1:
+    if link == "logit" and not _probabilities(values):
         raise ValueError(
             f'values must lie in [0, 1] for link="logit", got {values.min()} to {values.max()}'
         )
     return values
+
+
+def _probabilities(values):
+    return values.min() >= -EPS and values.max() <= 1 + EPS  # a softmax is rounded

@@ -7,9 +7,16 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import multivariate_normal
 
-from oracles.limits import coin_slopes, cube, limit_by_lstsq, ridge_lstsq, shapley_by_orders
+from oracles.limits import (
+    coin_slopes,
+    cube,
+    limit_by_lstsq,
+    ridge_lstsq,
+    shapley_by_orders,
+    weights_of,
+)
 from oracles.registry import oracle_of
-from xaiutils import surrogate, surrogate_kernel
+from xaiutils import balance, surrogate, surrogate_kernel
 
 THETA = surrogate_kernel.Hyperparameters(1.0, 0.6, 0.9, 1.7, 0.2)
 
@@ -218,15 +225,15 @@ def lime(masks, values, link="identity", width=0.25):
 
 
 @oracle_of(
-    surrogate.Surrogate.banzhaf,
+    surrogate.Surrogate.coin_banzhaf,
     probabilities,
-    LINKS,
-    call=lambda **given: squared(surrogate.fit(**given).banzhaf()),
+    [*LINKS, {"q": 0.7}],
+    call=lambda q=0.5, **given: squared(surrogate.fit(**given).coin_banzhaf(q)),
     rtol=1e-6,
     atol=1e-9,
 )
-def banzhaf(masks, values, link="identity"):
-    value, spread = read(lambda table: coin_slopes(table, 0.5), masks, values, link)
+def coin_banzhaf(masks, values, link="identity", q=0.5):
+    value, spread = read(lambda table: coin_slopes(table, q), masks, values, link)
     return value, np.diag(spread)
 
 
@@ -259,3 +266,28 @@ def occlusion(masks, values, link="identity"):
         link,
     )
     return value, np.diag(spread)
+
+
+# --- the regression's error -----------------------------------------------------------------------
+
+
+@oracle_of(
+    balance.covariance,
+    probabilities,
+    [{}, {"width": 0.6, "ridge": 1.5}],
+    rtol=1e-6,
+    atol=1e-9,
+)
+def balanced(masks, values, width=0.25, ridge=0.0):
+    """The error as a sum over the cube, for the process with the hyperparameters found."""
+    n, found = len(masks), surrogate.fit(masks, values)
+    weights = weights_of(masks, width)
+    error = np.array(
+        [
+            ridge_lstsq(masks, weights, [all(z == known) for known in masks], ridge)
+            - limit_by_lstsq([all(z == other) for other in cube(5)], width, ridge=ridge, n=n)
+            for z in cube(5)
+        ]
+    ).T
+    everything = matrix(cube(5), cube(5), found.relevances, found.hyperparameters)
+    return error @ everything @ error.T * (1 + 6 / n) ** 2
