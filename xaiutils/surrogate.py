@@ -258,7 +258,7 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
         [1e-6, 1 - 1e-6]: near 0 and 1 most interactions are the work of the sigmoid. "best" is the
         one that errs less when answers are left out; "identity" if they are no probabilities.
     seed : int
-        Beyond 512 masks the starts of the optimiser are tried with a random 512 of them.
+        The hyperparameters come from a random 512 masks, where there are more.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
         smooth, decay and noise by marginal likelihood, with a wide prior on the noise; the constant
         has the variance of the values. Standard deviations are multiplied by the root mean square
         of the leave-one-out errors, each over its standard deviation, if that is more than 1, and
-        by 1 + (d + 1) / m for m masks (or complementary pairs), as the relevances are estimates.
+        by 1 + (d + 1) / n for n distinct masks, as the relevances are estimates.
 
     Raises
     ------
@@ -326,12 +326,12 @@ def _fit(masks, values, link, seed):
 def _inflation(masks, alpha, precision):
     """Root mean square of the leave-one-out errors over their deviations, if more than 1.
 
-    Times 1 + (d + 1) / m for m masks that are not each other's complements: the relevances are
-    taken from the same answers, and the process takes them for known.
+    Times 1 + (d + 1) / n: the relevances come from the same answers, and the process takes them for
+    known.
     """
-    pairs = len(np.unique(masks ^ masks[:, :1], axis=0))
+    n, d = masks.shape
     left_out = float(np.sqrt(np.mean(np.square(alpha) / precision)))
-    return max(1.0, left_out) * (1 + (masks.shape[1] + 1) / pairs)
+    return max(1.0, left_out) * (1 + (d + 1) / n)
 
 
 def _sigmoid(mean, variance):

@@ -50,7 +50,8 @@ def fit(masks, weights, outputs, ridge=1.0, *, group=1):
             meat += np.outer(moved, moved)
         mean = sum(weights * values) / sum(weights)
         score = 1 - sum(weights * residual**2) / sum(weights * (values - mean) ** 2)
-        covariance = inverse @ meat @ inverse * n / (n - d - 1)
+        groups = n // group
+        covariance = inverse @ meat @ inverse * groups / (groups - d - 1)
         results.append((beta[0], beta[1:], score, covariance))
     return tuple(np.array(part) for part in zip(*results, strict=True))
 

@@ -168,8 +168,7 @@ def process(masks, values, link):
         weights = np.linalg.solve(known[np.ix_(rest, rest)], known[rest, i])
         variance = known[i, i] - weights @ known[rest, i]
         errors.append((y[i] - y.mean() - weights @ (y[rest] - y.mean())) ** 2 / variance)
-    pairs = {frozenset([tuple(z), tuple(~z)]) for z in masks}
-    inflation = max(1, math.sqrt(sum(errors) / len(errors))) * (1 + 6 / len(pairs))
+    inflation = max(1, math.sqrt(sum(errors) / len(errors))) * (1 + 6 / len(y))
     spread = inflation**2 * (prior - cross @ np.linalg.solve(known, cross.T))
     return mean, spread, relevances, inflation
 
