@@ -93,14 +93,40 @@ def test_the_sigmoid_is_undone_by_the_logit():
     assert errors[1] < errors[0] / 5
 
 
+@pytest.mark.parametrize(("scale", "better"), [(1, "logit"), (4, "identity")])
+def test_the_better_link_is_found_by_leaving_answers_out(scale, better):
+    slopes, masks = np.random.default_rng(3).normal(size=8), drawn(64, 8)
+    sigmoid = expit(3 * (masks - 0.5) @ slopes)
+    values = sigmoid if better == "logit" else scale * sigmoid  # no probabilities
+    found = surrogate.fit(masks, values, link="best")
+    assert found.link == better
+    tried = surrogate.fit(masks, values, link=better)
+    assert found.left_out == tried.left_out
+    linear = 0.5 + (masks - 0.5) @ slopes / 20
+    assert surrogate.fit(masks, linear, link="best").link == "identity"
+
+
+def test_values_of_a_coin_that_falls_on_one_side_are_refused():
+    with pytest.raises(ValueError, match="q must lie between 0 and 1, got 1"):
+        surrogate.fit(drawn(30, 5), np.arange(30.0)).coin_banzhaf(1)
+
+
 def test_free_masks_agree_with_enumeration(monkeypatch):
     f, masks = polynomial(10, seed=4), drawn(100, 10)
     found = surrogate.fit(masks, f(masks))
-    exact = found.lime()[1], found.coin_banzhaf()[0], found.shapley()[0]
+
+    def read():
+        return (
+            found.lime()[1],
+            found.coin_banzhaf()[0],
+            found.coin_banzhaf(0.7, 2**14)[0],
+            found.shapley()[0],
+        )
+
+    exact = read()
     deviation = np.sqrt(np.diag(found.lime()[2]))[1:]
     monkeypatch.setattr(surrogate, "CUBE_D", 0)
-    sampled = found.lime()[1], found.coin_banzhaf()[0], found.shapley()[0]
-    for one, other in zip(exact, sampled, strict=True):
+    for one, other in zip(exact, read(), strict=True):
         assert_allclose(one, other, atol=0.5 * deviation.max())
 
 

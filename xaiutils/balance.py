@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xaiutils import regression, surrogate, surrogate_kernel
+from xaiutils import surrogate, surrogate_kernel
 from xaiutils.runtime import one_blas_thread
 from xaiutils.surrogate_weights import (
     CUBE_D,
@@ -13,6 +13,7 @@ from xaiutils.surrogate_weights import (
     half_cube,
     line,
     with_complements,
+    with_rounding,
 )
 
 FREE = 1024  # masks that, with their complements, stand for all
@@ -69,6 +70,4 @@ def covariance(
     summed = np.zeros((owner.max() + 1, d + 1))
     np.add.at(summed, owner.ravel(), weights.T)
     error += theta.noise * summed.T @ summed
-    # The weights and the kernel come with rounding, where everything else cancels.
-    error[np.diag_indices(d + 1)] += regression.EPS * values.var()
-    return (1 + (d + 1) / len(found.masks)) ** 2 * error
+    return (1 + (d + 1) / len(found.masks)) ** 2 * with_rounding(error, theta)

@@ -30,6 +30,7 @@ from xaiutils.surrogate_weights import (
     semivalue,
     stratified,
     with_complements,
+    with_rounding,
 )
 
 EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
@@ -218,7 +219,7 @@ class Surrogate:
         told = solve_triangular(self._factor, (moved @ cross).T, lower=True)
         covariance = surrogate_kernel.reduced(half, moved, self.relevances, theta) - told.T @ told
         covariance += theta.noise * (moved * own) @ moved.T
-        return weights @ mean, self.inflation**2 * covariance, mean
+        return weights @ mean, self.inflation**2 * with_rounding(covariance, theta), mean
 
     def _at(self, masks, own):
         """Mean (m,), slope of the inverse link (m,), and covariance (m, n) with the known masks.
@@ -341,7 +342,7 @@ def _sigmoid(mean, variance):
 
 
 def _stderr(covariance):
-    return np.sqrt(np.maximum(np.diagonal(covariance), 0))
+    return np.sqrt(np.diagonal(covariance))
 
 
 def _masks(masks, d=None):
@@ -353,10 +354,14 @@ def _masks(masks, d=None):
     return np.ascontiguousarray(masks, bool)
 
 
-def _values(values, n, link):
-    values = np.asarray(values, np.float64)
+def check_link(link):
     if link not in ("identity", "logit", "best"):
         raise ValueError(f'link must be "identity", "logit" or "best", got {link!r}')
+
+
+def _values(values, n, link):
+    values = np.asarray(values, np.float64)
+    check_link(link)
     if n < 2 or values.shape != (n,):
         raise ValueError(f"values must have shape (n,) for n > 1 masks, got {values.shape} for {n}")
     if not np.isfinite(values).all():

@@ -49,6 +49,14 @@ def free_half(h, d, rng):
     return rng.permutation(half)
 
 
+def with_rounding(covariance, theta):
+    """Its variances not below what rounding leaves where large terms cancel."""
+    variances, own = np.diagonal(covariance), np.diag_indices(len(covariance))
+    prior = theta.constant + theta.linear + theta.smooth + theta.noise
+    covariance[own] = np.maximum(variances, 100 * regression.EPS * prior)
+    return covariance
+
+
 def ends(masks):
     """Whether each hides all or nothing."""
     return np.isin(masks.sum(axis=1), (0, masks.shape[1]))
