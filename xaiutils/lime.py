@@ -202,8 +202,8 @@ def explain(
     kernel_width : float
         Bandwidth nu of the weights exp(-D^2 / (2 nu^2)), D the cosine distance to no hiding.
     ridge : float
-        Penalty on the coefficients, not on the intercept, of the regression. One that grows with
-        `n_samples` shrinks the coefficients alike whatever their number.
+        Penalty on the coefficients, not on the intercept, of the regression: the same shrinks them
+        more, the fewer the masks. Orthogonal and folded masks err less than it shrinks; take 0.
     design : "iid", "paired", "orthogonal" or "folded"
         How masks are drawn, see `designs.draw`.
     estimator : "regression" or "surrogate"

@@ -3,6 +3,9 @@
 The process learns f from the model's answers to n masks. LIME's coefficients, Banzhaf and Shapley
 values and occlusion are linear in f: their posterior means and covariances follow from those of f.
 The covariance of the process is that of `surrogate_kernel`.
+
+Any explanation holds what is needed: after `found = lime.explain(...)` of a single target
+`fit(found.masks, found.outputs, link="best").shapley()` are Shapley values with standard errors.
 """
 
 from __future__ import annotations
