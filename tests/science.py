@@ -16,6 +16,7 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "constrained_gan": "training; compared with ganmex's in test_constrained_gan",
     "counterfactual_networks": "trainings, see test_counterfactuals",
     "design_search": "writes a table, see test_designs",
+    "estimators": "asks one estimator or the other, which have oracles, as lime.explain has",
     "explained": "checks what is explained, see test_attribution",
     "gan_networks": "layers, see test_ganmex",
     "ganmex": "training; each term of its loss is recomputed in test_ganmex",
@@ -26,6 +27,7 @@ APART = {  # other modules at the top, and what of theirs is checked where
     "probe": "asks whether a model is what it seems, see test_probe",
     "storage": "files of results, see test_storage",
     "runtime": "the same answers faster, see test_runtime",
+    "surrogate_weights": "what surrogate's readings are made of, which have oracles",
 }
 
 

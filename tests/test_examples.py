@@ -42,6 +42,7 @@ REQUIRED = [
     "sanity.localisation",
     "segment.grid",
     "segment.quickshift",
+    "surrogate.fit",
 ]
 
 

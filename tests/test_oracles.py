@@ -15,6 +15,7 @@ from xaiutils import attribution, lime
 WITHOUT = {  # functions that need no definition of their own, and why
     "attack.cached": "what signed_gradient returns, kept in a file: see test_attack",
     "regression.check_determined": "refuses what cannot be fitted, see test_lime_fit",
+    "surrogate.check_link": "refuses a name, see test_surrogate",
     "perturb.Components": "holds labels; what it makes of them is registered by its methods",
 }
 CASES = [(oracle, case) for oracle in ORACLES for case in range(len(oracle.options))]

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.stats import norm
 
-from xaiutils import designs, limit, regression
+from xaiutils import designs, estimators, limit, regression
 from xaiutils.data.images import as_numpy
 from xaiutils.perturb import Components, Filler, evaluate, fill
 from xaiutils.regression import EPS
@@ -28,7 +28,7 @@ class Stop:
     """When enough masks are drawn.
 
     No rule is met before there are more masks than unknowns, d + 1 (more pairs, if masks come in
-    pairs), nor while an explained output has not varied at all: `fit` then gives no covariance.
+    independent pairs), nor while an explained output has not varied at all: there is no covariance.
 
     Attributes
     ----------
@@ -118,10 +118,10 @@ class Explanation(Storable):
     ----------
     intercept : () or (T,)
     coef, stderr : (d,) or (T, d)
-        Coefficient of each component and its standard error (sandwich formula). Under the
-        orthogonal and folded designs it is an upper bound, often several times too large: the
-        formula does not know that the rows balance each other. NaN where nothing is known of it,
-        see `fit`.
+        Coefficient of each component and its standard error: of independent masks and pairs by the
+        sandwich formula, see `fit`; of orthogonal and folded ones by what they leave unbalanced,
+        see `balance.covariance`; of the surrogate the spread of what it could be, see
+        `Surrogate.lime`. NaN where nothing is known of it.
     covariance : (d + 1, d + 1) or (T, d + 1, d + 1)
         Of (intercept, coefficients).
     score : () or (T,)
@@ -180,6 +180,8 @@ def explain(
     ridge: float = 1.0,
     filler: Filler = "mean",
     design: str = "iid",
+    estimator: str = "regression",
+    link: str = "best",
     stop: Stop | None = None,
     package_exact: bool = False,
     seed: int = 0,
@@ -200,9 +202,16 @@ def explain(
     kernel_width : float
         Bandwidth nu of the weights exp(-D^2 / (2 nu^2)), D the cosine distance to no hiding.
     ridge : float
-        Penalty on the coefficients, not on the intercept.
+        Penalty on the coefficients, not on the intercept, of the regression: the same shrinks them
+        more, the fewer the masks. Orthogonal and folded masks err less than it shrinks; take 0.
     design : "iid", "paired", "orthogonal" or "folded"
         How masks are drawn, see `designs.draw`.
+    estimator : "regression" or "surrogate"
+        LIME's regression on the masks that were asked, or the same regression, without a ridge, on
+        what a Gaussian process says of all masks, see `surrogate.fit`. That takes no model call and
+        up to 4,096 masks; with 2 d masks or more it is nearer to the limit than the regression.
+    link : "best", "identity" or "logit"
+        Of the surrogate, see `surrogate.fit`.
     stop : Stop, optional
         Draw further rounds of `n_samples` masks until it is met or its cap is reached.
     package_exact : bool
@@ -216,7 +225,8 @@ def explain(
     Raises
     ------
     ValueError
-        If an argument is out of range, if hiding changes no component (a filler that equals the
+        If an argument is out of range, if `package_exact` is asked for with another design,
+        estimator or a stop rule, if hiding changes no component (a filler that equals the
         input, such as "mean" for components of one position), if outputs are not finite, or if the
         masks cannot determine the fit.
 
@@ -235,6 +245,12 @@ def explain(
     array([0.04, 0.16, 0.36, 0.64])
     >>> sorted(lime.top_k(found.coef, 2))
     [2, 3]
+
+    Read off a surrogate, without a ridge, from 32 masks that balance each other:
+
+    >>> few = {"n_samples": 32, "design": "folded", "estimator": "surrogate"}
+    >>> lime.explain(energy, x, components, targets=0, filler=0.0, **few).coef.round(2)
+    array([0.04, 0.16, 0.36, 0.64])
     """
     columns = as_numpy(targets)
     single, columns = columns.ndim == 0, np.atleast_1d(columns)
@@ -251,6 +267,7 @@ def explain(
             f"n_samples={n_samples}"
         )
     looks = 1 if stop is None else stop.max_samples // n_samples
+    estimators.check(estimator, link, looks * n_samples, package_exact)
     d = components.d
     if stop is not None and stop.top_k is not None and stop.top_k >= d:
         raise ValueError(
@@ -264,7 +281,7 @@ def explain(
         generator = np.random.default_rng(seed)
     # What cannot succeed should not cost a call of the model.
     _check_width(kernel_width)
-    regression.check_determined(looks * n_samples, d, ridge)
+    regression.check_determined(looks * n_samples, d, ridge if estimator == "regression" else 1.0)
     unchanged = _unchanged(x, components, filler)
     if unchanged is not None and unchanged.all():
         raise ValueError(
@@ -284,7 +301,8 @@ def explain(
         )  # fmt: skip
         return masks, outputs
 
-    group, drawn, enough = 2 if design in ("paired", "folded") else 1, [], d + 1
+    pairs = design == "paired" and estimator == "regression"
+    group, drawn, enough = 2 if pairs else 1, [], d + 1
     for left in reversed(range(looks)):  # rounds that may still come
         masks, outputs = map(np.concatenate, zip(*drawn, more(), strict=True))
         drawn = [(masks, outputs)]
@@ -292,7 +310,10 @@ def explain(
             continue  # no rule can be met yet, or hardly anything is new
         weights = kernel(masks, kernel_width)
         try:
-            fitted = fit(masks, weights, outputs, ridge, group=group)
+            fitted = estimators.estimate(
+                masks, weights, outputs, width=kernel_width, ridge=ridge, design=design,
+                estimator=estimator, link=link, seed=seed,
+            )  # fmt: skip
         except regression.Undetermined:
             if not left:
                 raise

@@ -330,7 +330,8 @@ def coin_banzhaf(f: Callable, d: int, q: float = 0.5) -> np.ndarray:
     """E[f | z_j = 1] - E[f | z_j = 0] when each superpixel is kept with probability `q`.
 
     The derivative of f's multilinear extension at (q, ..., q): the Banzhaf value for q = 1/2,
-    occlusion for q = 1, and close to LIME's limit for q = `coin(d, nu)`.
+    occlusion for q = 1, and close to LIME's limit for q = `coin(d, nu)`. From a sample of masks,
+    with standard errors: `surrogate.Surrogate.coin_banzhaf`.
 
     Returns
     -------
@@ -344,7 +345,10 @@ def coin_banzhaf(f: Callable, d: int, q: float = 0.5) -> np.ndarray:
 
 
 def shapley(f: Callable, d: int) -> np.ndarray:
-    """Shapley value of each superpixel, (d,) or (K, d), by enumeration."""
+    """Shapley value of each superpixel, (d,) or (K, d), by enumeration.
+
+    From a sample of masks, with standard errors: `surrogate.Surrogate.shapley`.
+    """
     _check_cube(d)
     return _semivalue(f, d, 1 / (d * comb(d - 1, np.arange(d))))
 

@@ -35,11 +35,11 @@ class Fit:
     intercept: np.ndarray
     coef: np.ndarray
     score: np.ndarray
-    _sandwich: Callable[[], np.ndarray] = field(repr=False)
+    _covariance: Callable[[], np.ndarray] = field(repr=False)
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        return self._sandwich()
+        return self._covariance()
 
     def __getitem__(self, i: int) -> np.ndarray:
         return getattr(self, ("intercept", "coef", "score", "covariance")[i])
@@ -65,8 +65,8 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1) -> Fit:
     -------
     Fit
         Its covariance is G^-1 M G^-1 with G the penalised Gram matrix and M the outer products of
-        weight x residual x row, summed within groups; times n / (n - d - 1), without which
-        a fit with few masks per component looks too sure. It is NaN where the residuals say
+        weight x residual x row, summed within groups; times g / (g - d - 1) for g groups, without
+        which a fit with few masks per component looks too sure. It is NaN where the residuals say
         nothing: unless there are more groups than d + 1 and more distinct masks (or all 2^d), and
         for a constant output, whose coefficients are exactly 0 and whose score is NaN.
 
@@ -119,7 +119,7 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1) -> Fit:
             for target in varying:
                 moved = half * (root * residual[:, target, None])
                 moved = np.add.reduceat(moved, starts, axis=0)
-                unknown[target] = moved.T @ moved * (n / (n - d - 1))
+                unknown[target] = moved.T @ moved * (len(starts) / (len(starts) - d - 1))
                 # Without noise the residuals are 0, but the solution still has its rounding.
                 unknown[target][np.diag_indices(d + 1)] += rounding[target] ** 2
             return unknown

@@ -16,6 +16,7 @@ from oracles import (
     hiding,
     masks,
     resampling,
+    surrogates,
 )
 from oracles.limits import (
     alpha_by_integers,
@@ -53,6 +54,7 @@ __all__ = [
     "resampling",
     "ridge_lstsq",
     "shapley_by_orders",
+    "surrogates",
     "table_of_images",
     "weights_of",
 ]

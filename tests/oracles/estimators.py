@@ -8,6 +8,8 @@ from scipy.stats import norm
 from oracles.limits import compose, ridge_lstsq, weights_of
 from oracles.problems import Tanh, answer, partition
 from oracles.registry import oracle_of
+from oracles.surrogates import balanced
+from oracles.surrogates import lime as by_surrogate
 from xaiutils import lime
 
 # --- the fit --------------------------------------------------------------------------------------
@@ -50,7 +52,8 @@ def fit(masks, weights, outputs, ridge=1.0, *, group=1):
             meat += np.outer(moved, moved)
         mean = sum(weights * values) / sum(weights)
         score = 1 - sum(weights * residual**2) / sum(weights * (values - mean) ** 2)
-        covariance = inverse @ meat @ inverse * n / (n - d - 1)
+        groups = n // group
+        covariance = inverse @ meat @ inverse * groups / (groups - d - 1)
         results.append((beta[0], beta[1:], score, covariance))
     return tuple(np.array(part) for part in zip(*results, strict=True))
 
@@ -90,6 +93,20 @@ def fitted(masks, outputs, width, ridge, group):
     return found, weights
 
 
+def read_off(found, masks, weights, outputs, width):
+    """Put in `found` what a surrogate of each output says, by enumeration."""
+    distinct, first = np.unique(masks, axis=0, return_index=True)
+    for t, values in enumerate(outputs.T):
+        line = by_surrogate(distinct, values[first], width=width)
+        found["intercept"][t], found["coef"][t], found["covariance"][t] = line
+        residual = values - found["intercept"][t] - masks @ found["coef"][t]
+        centred = values - np.average(values, weights=weights)
+        found["score"][t] = 1 - np.average(residual**2, weights=weights) / np.average(
+            centred**2, weights=weights
+        )
+    found["local_prediction"] = found["intercept"] + found["coef"].sum(axis=1)
+
+
 @oracle_of(
     lime.explain,
     image_to_explain,
@@ -97,9 +114,19 @@ def fitted(masks, outputs, width, ridge, group):
         {"targets": [2, 0]},
         {"targets": 1, "filler": 0.2, "kernel_width": 0.1, "ridge": 0.0},
         {"targets": [0], "design": "paired"},
-        {"targets": 1, "design": "orthogonal", "n_samples": 256},
+        {"targets": 1, "design": "orthogonal", "n_samples": 16},
+        {
+            "targets": [0],
+            "design": "orthogonal",
+            "n_samples": 16,
+            "ridge": 2.0,
+            "kernel_width": 0.5,
+        },
+        {"targets": [2, 1], "estimator": "surrogate", "n_samples": 20},
+        {"targets": 0, "estimator": "surrogate", "design": "orthogonal", "n_samples": 16},
     ],
-    rtol=1e-7,
+    rtol=1e-6,
+    atol=1e-8,
 )
 def explain(
     model, x, components, *, targets, filler="mean", kernel_width=0.25, ridge=1.0, **options
@@ -108,8 +135,13 @@ def explain(
     masks = lime.explain(model, x, components, targets=0, **options).masks
     hidden = components.means(x) if isinstance(filler, str) else np.full(x.shape, filler)
     outputs = asked(model, x, components.labels, masks, hidden, np.atleast_1d(targets))
-    group = 2 if options.get("design") == "paired" else 1
-    found, weights = fitted(masks, outputs, kernel_width, ridge, group)
+    design = options.get("design", "iid")
+    found, weights = fitted(masks, outputs, kernel_width, ridge, 2 if design == "paired" else 1)
+    if options.get("estimator") == "surrogate":
+        read_off(found, masks, weights, outputs, kernel_width)
+    elif design in ("orthogonal", "folded"):
+        found["covariance"] = [balanced(masks, y, kernel_width, ridge) for y in outputs.T]
+    found["stderr"] = np.sqrt([np.diag(part)[1:] for part in found["covariance"]])
     if np.ndim(targets) == 0:
         found = {name: value[0] for name, value in found.items()}
     return {**found, "outputs": found["outputs"].T, "weights": weights, "converged": None}

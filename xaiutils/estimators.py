@@ -1,0 +1,72 @@
+"""LIME's coefficients from masks and a model's outputs, with errors that fit how they were got."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from xaiutils import balance, regression, surrogate
+
+MOST = 4096  # masks that a surrogate is fitted to: it holds a few matrices of as many rows
+
+
+def check(estimator: str, link: str, n: int, package_exact: bool) -> None:
+    """Refuse an estimator that cannot have up to n masks."""
+    if package_exact and estimator != "regression":
+        raise ValueError(f'estimator must be "regression" with package_exact, got {estimator!r}')
+    if estimator not in ("regression", "surrogate"):
+        raise ValueError(f'estimator must be "regression" or "surrogate", got {estimator!r}')
+    surrogate.check_link(link)
+    if estimator == "surrogate" and not 2 <= n <= MOST:
+        raise ValueError(
+            f"n_samples, or max_samples of the stop rule, must be within 2..{MOST} for "
+            f'estimator="surrogate", got {n}'
+        )
+
+
+def estimate(
+    masks, weights, outputs, *, width, ridge, design, estimator, link, seed
+) -> regression.Fit:
+    """Coefficients and covariance from masks (n, d) of a design and outputs (n, T)."""
+    if estimator == "surrogate":
+        return _read_off(masks, weights, outputs, width, link, seed)
+    found = regression.fit(masks, weights, outputs, ridge, group=2 if design == "paired" else 1)
+    if design in ("iid", "paired") or len(masks) <= masks.shape[1] + 1:
+        return found
+
+    def covariance():
+        return _by_output(
+            found,
+            lambda t: balance.covariance(masks, outputs[:, t], width=width, ridge=ridge, seed=seed),
+        )
+
+    return replace(found, _covariance=covariance)
+
+
+def _read_off(masks, weights, outputs, width, link, seed):
+    found = regression.fit(masks, weights, outputs)  # checks, and finds what is constant
+    outputs = np.asarray(outputs, np.float64)
+    intercept, coef = found.intercept, found.coef
+
+    def read(t):
+        process = surrogate.fit(masks, outputs[:, t], link=link, seed=seed)
+        intercept[t], coef[t], covariance = process.lime(width, seed=seed)
+        return covariance
+
+    covariance = _by_output(found, read)
+    residual = outputs - intercept - masks @ coef.T
+    total = weights @ np.square(outputs - weights @ outputs / weights.sum())
+    varying = ~np.isnan(found.score)
+    score = np.full(len(coef), np.nan)
+    score[varying] = 1 - (weights @ np.square(residual))[varying] / total[varying]
+    return regression.Fit(intercept, coef, score, lambda: covariance)
+
+
+def _by_output(found, read):
+    """Covariances (T, d + 1, d + 1), those of outputs that vary from `read`, the others NaN."""
+    targets, d = found.coef.shape
+    covariances = np.full((targets, d + 1, d + 1), np.nan)
+    for t in np.flatnonzero(~np.isnan(found.score)):
+        covariances[t] = read(t)
+    return covariances
