@@ -230,6 +230,25 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
     return fig
 
 
+def calls(panels: dict[str, pd.DataFrame], reference: int):
+    """One panel per kind of function: ratio to the default's error against calls, a line per way.
+
+    `panels` have columns way, n, value, low, high.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.2), sharey=True)
+    for ax, (name, frame) in zip(axes, panels.items(), strict=True):
+        for index, (way, rows) in enumerate(frame.groupby("way", sort=False)):
+            ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            ax.errorbar(rows["n"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
+        ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
+        _log_axes(ax)
+        ax.set(xlabel="model calls", title=name)
+    axes[0].set_ylabel(f"squared error over that of\n{reference:,} default masks")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    return fig
+
+
 def designs(frames: dict[str, dict[str, pd.DataFrame]]):
     """One panel per image, one line per design."""
     fig, axes = plt.subplots(1, len(frames), figsize=(WIDE, 3.0), sharey=True)
