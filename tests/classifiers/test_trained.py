@@ -1,6 +1,8 @@
 """The cache of trained models: keys follow the code, files are whole or refused."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -277,6 +279,35 @@ def test_an_interrupted_retraining_goes_on_where_it_was(folders, monkeypatch, ca
     assert (first.calls, second.calls) == (2, 3)
 
 
+def test_trainings_side_by_side(folders, monkeypatch, capsys):
+    trainers = [Trainer(1.0), Trainer(2.0), Trainer("not a number")]
+    names = ["toy", "other", "third"]
+    found = [recipe(t, name=name) for t, name in zip(trainers, names, strict=True)]
+    monkeypatch.setattr(trained, "registered", lambda: found)
+    # Toys are not known to other processes, so threads stand in for them.
+    monkeypatch.setattr(trained, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with pytest.raises(TypeError):
+        trained.main(["--jobs", "2"])
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    trainers[2].value = 3.0
+    trained.main(["--jobs", "2"])
+    assert sum(t.calls for t in trainers) <= 2 * len(trainers)
+    assert "made before the interruption" in capsys.readouterr().out
+    assert not trained.JOURNAL.exists()
+    committed, _ = folders
+    assert len([*committed.glob("*.safetensors")]) == 3
+
+
+def test_a_model_is_retrained_in_another_process_by_its_name(folders, monkeypatch):
+    first, second = Trainer(1.0), Trainer(2.0)
+    monkeypatch.setattr(
+        trained, "registered", lambda: [recipe(first), recipe(second, name="other")]
+    )
+    assert "other" in trained._retrain_named("other")
+    assert (first.calls, second.calls) == (0, 1)
+
+
 def test_a_clone_that_shares_the_cache_retrains_for_itself(folders, tmp_path, monkeypatch):
     first, second = Trainer(1.0), Trainer(2.0)
     found = [recipe(first), recipe(second, name="other")]
@@ -300,6 +331,9 @@ def test_command_line_refuses_unknown_models(folders, capsys):
     with pytest.raises(SystemExit, match="2"):
         trained.main(["digit"])
     assert "known are digits-0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        trained.main(["--jobs", "0"])
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
 
 
 BASE = """

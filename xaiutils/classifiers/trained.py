@@ -7,11 +7,14 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -268,20 +271,53 @@ def main(arguments: list[str] | None = None) -> None:
         description="Train models of the default profile from nothing into data/trained.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(recipes)}; all")
-    wanted = parser.parse_args(arguments).names or list(recipes)
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trainings side by side, each on one core"
+    )
+    asked = parser.parse_args(arguments)
+    wanted = asked.names or list(recipes)
     if unknown := [name for name in wanted if name not in recipes]:
         parser.error(f"unknown model {unknown[0]!r}; known are {', '.join(recipes)}")
+    if asked.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {asked.jobs}")
     # Models made before an interruption are not made twice.
     JOURNAL.parent.mkdir(parents=True, exist_ok=True)
     done = JOURNAL.read_text(errors="replace").split() if JOURNAL.exists() else []
+    left = []
     for recipe in (recipes[name] for name in wanted):
         if recipe.filename in done and (COMMITTED / recipe.filename).exists():
             print(f"{recipe.name}: made before the interruption", flush=True)
-            continue
-        print(retrain(recipe), flush=True)
+        else:
+            left.append(recipe)
+    for recipe, report in _retrained(left, asked.jobs):
+        print(report, flush=True)
         with JOURNAL.open("a") as lines:
             lines.write(f"{recipe.filename}\n")
     JOURNAL.unlink(missing_ok=True)
+
+
+def _retrained(recipes: list[Recipe], jobs: int) -> Iterator[tuple[Recipe, str]]:
+    """Recipes and what `retrain` says of each, as they are done."""
+    if jobs == 1:
+        yield from ((recipe, retrain(recipe)) for recipe in recipes)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes: each has a core
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _without_bars) as pool:
+        waiting = {pool.submit(_retrain_named, recipe.name): recipe for recipe in recipes}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _retrain_named(name: str) -> str:
+    # A recipe cannot be sent to another process.
+    return retrain(next(recipe for recipe in registered() if recipe.name == name))
+
+
+def _without_bars() -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":
