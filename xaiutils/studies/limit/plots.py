@@ -233,13 +233,13 @@ def top_agreement(frame: pd.DataFrame, summary: pd.DataFrame, stops: dict, cap: 
 def calls(panels: dict[str, pd.DataFrame], reference: int):
     """One panel per kind of function: ratio to the default's error against calls, a line per way.
 
-    `panels` have columns way, n, value, low, high.
+    `panels` have columns way, calls, value, low, high.
     """
     fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.2), sharey=True)
     for ax, (name, frame) in zip(axes, panels.items(), strict=True):
         for index, (way, rows) in enumerate(frame.groupby("way", sort=False)):
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            ax.errorbar(rows["n"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
+            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
         _log_axes(ax)
         ax.set(xlabel="model calls", title=name)
