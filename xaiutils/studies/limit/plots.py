@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullFormatter, NullLocator
 from skimage.segmentation import mark_boundaries
 
 from xaiutils import lime
@@ -241,8 +241,9 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
-        _log_axes(ax)
-        ax.set(xlabel="model calls", title=name)
+        _log_axes(ax, ticks=sorted(frame["calls"].unique()))
+        ax.set(xlabel="model calls", title=name, yscale="log")
+        ax.xaxis.set_minor_locator(NullLocator())
     axes[0].set_ylabel(f"squared error over that of\n{reference:,} default masks")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3)
