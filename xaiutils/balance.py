@@ -16,7 +16,7 @@ from xaiutils.surrogate_weights import (
     with_rounding,
 )
 
-FREE = 1024  # masks that, with their complements, stand for all
+FREE = 512  # masks that, with their complements, stand for all; more of them beyond d = 255
 SOME = 512  # masks that tell the hyperparameters
 
 
@@ -34,14 +34,14 @@ def covariance(
     Parameters
     ----------
     masks : (n, d) bool
-        Of any design; n > d + 1.
+        Of any design; n > d + 1, d <= 1,000.
     values : (n,)
         Finite.
     width, ridge : float
         Of the regression. The limit is that of many masks with the same ridge for each n of them.
     seed : int
-        Of the 2,048 free masks that stand for all beyond d = 12, and of the 512 masks that tell
-        the hyperparameters, if there are more.
+        Of the two samples of 1,024 free masks or more that stand for all beyond d = 12, and of the
+        512 masks that tell the hyperparameters, if there are more.
 
     Returns
     -------
@@ -55,19 +55,49 @@ def covariance(
         As `surrogate.fit`, or if the masks do not determine the regression.
     """
     masks, values, rng = np.asarray(masks, bool), np.asarray(values, np.float64), generator(seed)
-    some = np.sort(rng.permutation(len(masks))[:SOME])
+    n, d = masks.shape
+    some = rng.permutation(n)[:SOME]
+    some = np.union1d(some, [values.argmin(), values.argmax()])  # that vary if any do
     found = surrogate.fit(masks[some], values[some])
-    (n, d), theta = masks.shape, found.hyperparameters
-    half = half_cube(d) if d <= CUBE_D else free_half(FREE, d, rng)
-    own, limiting = (line(rows, width, ridge / n) for rows in (masks, with_complements(half)))
-    at_half, at_others = np.split(-limiting, 2, axis=1)
-    half = np.vstack([masks, half])
-    weights = np.hstack([own, at_half, np.zeros_like(own), at_others])
-    error = surrogate_kernel.reduced(half, weights, found.relevances, theta)
-    if d > CUBE_D:  # the noise of all masks averages out, that of the known does not
-        half, weights = masks, np.hstack([own, np.zeros_like(own)])
-    _, owner = np.unique(with_complements(half), axis=0, return_inverse=True)
-    summed = np.zeros((owner.max() + 1, d + 1))
-    np.add.at(summed, owner.ravel(), weights.T)
+    theta, count = found.hyperparameters, d + 1
+    own = line(masks, width, ridge / n)
+    masks, owner = np.unique(masks, axis=0, return_inverse=True)
+    merged = np.zeros((count, len(masks)))
+    np.add.at(merged.T, owner.ravel(), own.T)
+    free = max(FREE, 2 ** int(2 * d + 1).bit_length())
+    halves = [half_cube(d)] if d <= CUBE_D else [free_half(free, d, rng) for _ in range(2)]
+    limits = [line(with_complements(half), width, ridge / n) for half in halves]
+    error = _covariance(masks, merged, halves, limits, found)
+    if d <= CUBE_D:
+        _, owner = np.unique(
+            np.vstack([masks, with_complements(halves[0])]), axis=0, return_inverse=True
+        )
+        summed = np.zeros((owner.max() + 1, count))
+        np.add.at(summed, owner.ravel(), np.hstack([merged, -limits[0]]).T)
+    else:  # the noise of all masks averages out, that of the known does not
+        summed = merged.T
     error += theta.noise * summed.T @ summed
-    return (1 + (d + 1) / len(found.masks)) ** 2 * with_rounding(error, theta)
+    sizes, axes = np.linalg.eigh(error)
+    error = (axes * np.maximum(sizes, 0)) @ axes.T
+    return (1 + count / len(found.masks)) ** 2 * with_rounding(error, theta)
+
+
+def _covariance(masks, own, halves, limits, found):
+    """Of the values at `masks` weighted by `own` minus the limit, without noise.
+
+    Two samples of free masks give two limits A and B. The covariance of own - A with own - B lacks
+    what is due to the samples: with M their mean and D half their difference, it is that of own - M
+    minus that of D.
+    """
+    parts = [np.split(weights, 2, axis=1) for weights in limits]
+    nothing, share = np.zeros_like(own), 1 / len(parts)
+    mean = [np.hstack([part[side] for part in parts]) * -share for side in (0, 1)]
+    weights = np.hstack([own, mean[0], nothing, mean[1]])
+    if len(parts) == 2:
+        (a, a_others), (b, b_others) = parts
+        apart = np.hstack([nothing, a / 2, -b / 2, nothing, a_others / 2, -b_others / 2])
+        weights = np.vstack([weights, apart])
+    half = np.vstack([masks, *halves])
+    both = surrogate_kernel.reduced(half, weights, found.relevances, found.hyperparameters)
+    count = len(own)
+    return both[:count, :count] - (both[count:, count:] if len(parts) == 2 else 0)

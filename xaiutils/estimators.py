@@ -8,21 +8,23 @@ import numpy as np
 
 from xaiutils import balance, regression, surrogate
 
-MOST = 4096  # masks that a surrogate is fitted to: it holds a few matrices of as many rows
+MOST_D = 1000  # components: beyond, the free masks at which a process is read are too few
 
 
-def check(estimator: str, link: str, n: int, package_exact: bool) -> None:
-    """Refuse an estimator that cannot have up to n masks."""
+def check(estimator: str, link: str, n: int, d: int, package_exact: bool) -> None:
+    """Refuse an estimator that cannot have up to n masks of d components."""
     if package_exact and estimator != "regression":
         raise ValueError(f'estimator must be "regression" with package_exact, got {estimator!r}')
     if estimator not in ("regression", "surrogate"):
         raise ValueError(f'estimator must be "regression" or "surrogate", got {estimator!r}')
     surrogate.check_link(link)
-    if estimator == "surrogate" and not 2 <= n <= MOST:
+    if estimator == "surrogate" and not 2 <= n <= surrogate.MOST:
         raise ValueError(
-            f"n_samples, or max_samples of the stop rule, must be within 2..{MOST} for "
+            f"n_samples, or max_samples of the stop rule, must be within 2..{surrogate.MOST} for "
             f'estimator="surrogate", got {n}'
         )
+    if estimator == "surrogate" and d > MOST_D:
+        raise ValueError(f'components must be at most {MOST_D} for estimator="surrogate", got {d}')
 
 
 def estimate(
@@ -32,7 +34,8 @@ def estimate(
     if estimator == "surrogate":
         return _read_off(masks, weights, outputs, width, link, seed)
     found = regression.fit(masks, weights, outputs, ridge, group=2 if design == "paired" else 1)
-    if design in ("iid", "paired") or len(masks) <= masks.shape[1] + 1:
+    n, d = masks.shape
+    if design in ("iid", "paired") or n <= d + 1 or d > MOST_D or n > surrogate.MOST:
         return found
 
     def covariance():
@@ -45,7 +48,7 @@ def estimate(
 
 
 def _read_off(masks, weights, outputs, width, link, seed):
-    found = regression.fit(masks, weights, outputs)  # checks, and finds what is constant
+    found = regression.fit(masks, np.ones(len(masks)), outputs)  # finds what is constant
     outputs = np.asarray(outputs, np.float64)
     intercept, coef = found.intercept, found.coef
 

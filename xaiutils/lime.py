@@ -120,7 +120,8 @@ class Explanation(Storable):
     coef, stderr : (d,) or (T, d)
         Coefficient of each component and its standard error: of independent masks and pairs by the
         sandwich formula, see `fit`; of orthogonal and folded ones by what they leave unbalanced,
-        see `balance.covariance`; of the surrogate the spread of what it could be, see
+        see `balance.covariance`, but by the sandwich formula, which is too large for them, beyond
+        4,096 masks or 1,000 components; of the surrogate the spread of what it could be, see
         `Surrogate.lime`. NaN where nothing is known of it.
     covariance : (d + 1, d + 1) or (T, d + 1, d + 1)
         Of (intercept, coefficients).
@@ -208,8 +209,9 @@ def explain(
         How masks are drawn, see `designs.draw`.
     estimator : "regression" or "surrogate"
         LIME's regression on the masks that were asked, or the same regression, without a ridge, on
-        what a Gaussian process says of all masks, see `surrogate.fit`. That takes no model call and
-        up to 4,096 masks; with 2 d masks or more it is nearer to the limit than the regression.
+        what a Gaussian process says of all masks, see `surrogate.fit`. That takes no model call, up
+        to 4,096 masks and up to 1,000 components; with 2 d masks or more it is nearer to the limit
+        than the regression.
     link : "best", "identity" or "logit"
         Of the surrogate, see `surrogate.fit`.
     stop : Stop, optional
@@ -267,8 +269,8 @@ def explain(
             f"n_samples={n_samples}"
         )
     looks = 1 if stop is None else stop.max_samples // n_samples
-    estimators.check(estimator, link, looks * n_samples, package_exact)
     d = components.d
+    estimators.check(estimator, link, looks * n_samples, d, package_exact)
     if stop is not None and stop.top_k is not None and stop.top_k >= d:
         raise ValueError(
             f"top_k={stop.top_k} of the stop rule must be less than the number of components, {d}"

@@ -36,6 +36,7 @@ from xaiutils.surrogate_weights import (
     with_rounding,
 )
 
+MOST = 4096  # masks of a process: it holds a few matrices of as many rows
 EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 TINY = np.finfo(np.float64).tiny  # without main effects all components are as relevant
 PART = 1024  # masks of a sample that give, with their complements, a reading's covariance
@@ -87,8 +88,12 @@ class Surrogate:
         masks = _masks(masks, self.d)
         if self._factor is None:
             return np.full(len(masks), self._centre), np.full(len(masks), np.nan)
-        mean, slope, cross = self._at(masks, True)
-        return mean, slope * np.sqrt(self._variance(cross))
+        mean, spread = np.empty((2, len(masks)))
+        for start in range(0, len(masks), MOST):
+            rows = slice(start, start + MOST)
+            mean[rows], slope, cross = self._at(masks[rows], True)
+            spread[rows] = slope * np.sqrt(self._variance(cross))
+        return mean, spread
 
     @one_blas_thread
     def lime(
@@ -141,7 +146,13 @@ class Surrogate:
         else:
 
             def alone(kept):  # without their complements, which the coin favours less
-                return np.pad(line(kept, np.inf), ((0, 0), (0, len(kept))))
+                many = len(kept)
+                try:
+                    return np.pad(line(kept, np.inf), ((0, 0), (0, many)))
+                except ValueError:  # a component that all of them keep, or hide
+                    raise ValueError(
+                        f"q must keep and hide every component among {many} masks, got {q!r}"
+                    ) from None
 
             kept = generator(seed).random((half_of(n_free, d), d)) < q
             value, covariance = self._regressed(kept, alone)
@@ -254,13 +265,14 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
     Parameters
     ----------
     masks : (n, d) bool
-        n > 1. Answers to the same mask are averaged.
+        n > 1, at most 4,096 different ones. Answers to the same mask are averaged.
     values : (n,)
         Finite.
     link : "identity", "logit" or "best"
         With "logit" the process is that of the logit of a probability, which is first moved into
         [1e-6, 1 - 1e-6]: near 0 and 1 most interactions are the work of the sigmoid. "best" is the
-        one that errs less when answers are left out; "identity" if they are no probabilities.
+        one that errs less when answers are left out; "identity" if they are no probabilities, or
+        none of them lies within these bounds.
     seed : int
         The hyperparameters come from a random 512 masks, where there are more.
 
@@ -276,8 +288,9 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
     Raises
     ------
     ValueError
-        If shapes do not fit, n < 2, a value is not finite, the link is unknown, or the logit of a
-        value outside [0, 1] is wanted.
+        If shapes do not fit, n < 2, there are too many masks, a value is not finite, the link is
+        unknown, or the logit is wanted of a value outside [0, 1] or of values that differ only
+        within 1e-6 of 0 or 1.
 
     Examples
     --------
@@ -295,16 +308,25 @@ def fit(masks, values, *, link: str = "identity", seed: int = 0) -> Surrogate:
     values = _values(values, len(masks), link)
     masks, owner = np.unique(masks, axis=0, return_inverse=True)
     values = np.bincount(owner.ravel(), values) / np.bincount(owner.ravel())
+    if len(masks) > MOST:
+        raise ValueError(f"masks must hold at most {MOST} different ones, got {len(masks)}")
+    hidden = _probabilities(values) and not _varies(_logit(values)) and _varies(values)
+    if link == "logit" and hidden:
+        raise ValueError(
+            f'values must differ within [{EPS:g}, {1 - EPS:g}] for link="logit", '
+            f"got {values.min():.7g} to {values.max():.7g}"
+        )
     if link != "best":
         return _fit(masks, values, link, seed)
-    links = ("identity", "logit") if _probabilities(values) else ("identity",)
+    logits = _probabilities(values) and not hidden
+    links = ("identity", "logit") if logits else ("identity",)
     return min((_fit(masks, values, each, seed) for each in links), key=lambda one: one.left_out)
 
 
 def _fit(masks, values, link, seed):
-    y = values if link == "identity" else logit(np.clip(values, EPS, 1 - EPS))
+    y = values if link == "identity" else _logit(values)
     centre, scale, d = y.mean(), y.std(), masks.shape[1]
-    if np.ptp(y) <= regression.ROUNDING * regression.EPS * np.abs(y).max():
+    if not _varies(y):
         nothing = Hyperparameters(*[np.nan] * 5), np.full(d, 1 / d), np.nan, 0.0
         return Surrogate(masks, values, link, *nothing, values.mean(), None, None)
     y = (y - centre) / scale
@@ -312,8 +334,13 @@ def _fit(masks, values, link, seed):
     relevances = (beta + beta.mean() / 4) / (1.25 * beta.sum())
     inner = surrogate_kernel.products(masks, masks, relevances)
     theta = surrogate_kernel.most_likely(inner, y, generator(seed))
-    kernel = surrogate_kernel.covariance(inner, theta) + theta.noise * np.eye(len(y))
-    factor, _ = dpotrf(kernel, lower=1)
+    while True:
+        kernel = surrogate_kernel.covariance(inner, theta)
+        kernel[np.diag_indices(len(y))] += theta.noise
+        factor, failed = dpotrf(kernel, lower=1)
+        if not failed:
+            break
+        theta = theta._replace(noise=10 * theta.noise)  # which rounding has made too small
     precision = np.diagonal(dpotri(factor, lower=1)[0])
     alpha = cho_solve((factor, True), y)
     inflation = _inflation(masks, alpha, precision)
@@ -325,6 +352,15 @@ def _fit(masks, values, link, seed):
         masks, values, link, theta, relevances, inflation,
         float(np.mean(np.square(guess - values))), centre, factor * scale, alpha / scale,
     )  # fmt: skip
+
+
+def _logit(values):
+    return logit(np.clip(values, EPS, 1 - EPS))
+
+
+def _varies(values) -> bool:
+    """Whether values differ by more than rounding."""
+    return np.ptp(values) > regression.ROUNDING * regression.EPS * np.abs(values).max()
 
 
 def _inflation(masks, alpha, precision):
