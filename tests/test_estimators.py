@@ -165,3 +165,44 @@ def test_each_output_is_explained_as_if_alone_and_constant_ones_have_no_effects(
 def test_what_cannot_be_estimated_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         explain_table(net(8, 9), **options)
+
+
+def test_a_rare_answer_has_standard_errors():
+    rare = (limit.masks(12)[:, :11].sum(axis=1) > 10).astype(float)  # 2 of 4,096 masks
+    found = explain_table(rare, n_samples=2048, ridge=0.0, design="folded")
+    assert np.ptp(found.outputs) == 1
+    assert np.isfinite(found.stderr).all() and found.stderr.min() > 0
+
+
+def test_the_free_sample_is_no_error_of_the_regression():
+    """Beyond d = 12 the limit is read at a sample of masks; many known ones err less than it."""
+
+    def f(masks):
+        return expit(2 * (2.0 * masks - 1) @ slopes)
+
+    slopes = np.random.default_rng(7).normal(size=16) / 4
+    truth = limit.exact(f, 16).coef
+    claimed, errors = [], []
+    for seed in range(4):
+        masks = designs.draw(2048, 16, "folded", np.random.default_rng(seed))
+        claimed.append(np.diagonal(balance.covariance(masks, f(masks), seed=seed))[1:])
+        coef = lime.fit(masks, lime.kernel(masks), f(masks)[:, None], 0.0).coef[0]
+        errors.append(np.square(coef - truth))
+    ratio = np.sqrt(np.mean(claimed) / np.mean(errors))
+    assert 0.8 < ratio < 2.5
+
+
+def test_beyond_its_masks_the_balance_is_left_out():
+    options = {"n_samples": 8192, "ridge": 0.0, "design": "folded"}
+    found = explain_table(net(6, 0), **options)
+    plain = lime.fit(found.masks, found.weights, found.outputs[:, None], 0.0)
+    assert_allclose(found.covariance, plain.covariance[0], atol=1e-15)
+
+
+def test_too_many_components_are_refused_before_the_model_is_asked():
+    def model(batch):
+        raise AssertionError
+
+    cells = lime.Components(np.arange(1001))
+    with pytest.raises(ValueError, match='at most 1000 for estimator="surrogate", got 1001'):
+        lime.explain(model, np.ones(1001), cells, targets=0, filler=0.0, n_samples=64, **SURROGATE)

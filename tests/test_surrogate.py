@@ -207,3 +207,48 @@ def test_what_cannot_be_read_is_refused(options, message):
         found.lime(**options)
     with pytest.raises(ValueError, match=r"masks must have shape \(n, 15\), got \(4, 4\)"):
         found.predict(MASKS)
+
+
+@pytest.mark.parametrize("values", [lambda s: 1e-9 * s, lambda s: 1 - 1e-9 * s])
+def test_what_varies_only_near_0_or_1_is_not_lost_in_a_logit(values):
+    masks, slopes = drawn(64, 6), np.arange(1.0, 7.0)
+    found = surrogate.fit(masks, values(masks @ slopes), link="best")
+    assert found.link == "identity"
+    sign = np.sign(values(1.0) - values(0.0))
+    assert_allclose(found.lime()[1], 1e-9 * sign * slopes, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"values must differ within \[1e-06, 0.999999\] for link"):
+        surrogate.fit(masks, values(masks @ slopes), link="logit")
+
+
+def test_masks_beyond_the_most_are_refused_and_predicted_in_blocks(monkeypatch):
+    with pytest.raises(ValueError, match="at most 4096 different ones, got 4097"):
+        surrogate.fit(limit.masks(13)[:4097], np.arange(4097.0))
+    f, masks = polynomial(8, 0), drawn(40, 8)
+    found, others = surrogate.fit(masks, f(masks)), drawn(100, 8, seed=1)
+    whole = found.predict(others)
+    monkeypatch.setattr(surrogate, "MOST", 30)
+    for one, other in zip(found.predict(others), whole, strict=True):
+        assert_allclose(one, other, rtol=1e-10)
+
+
+def test_a_coin_that_keeps_all_is_named():
+    masks = drawn(64, 13)
+    found = surrogate.fit(masks, polynomial(13, 0)(masks))
+    with pytest.raises(ValueError, match=r"q must keep and hide .* got 0.9999"):
+        found.coin_banzhaf(0.9999)
+
+
+def test_a_kernel_that_rounding_breaks_gets_more_noise(monkeypatch):
+    masks = drawn(40, 8)
+    plain = surrogate.fit(masks, polynomial(8, 0)(masks))
+    factored, calls = surrogate.dpotrf, []
+
+    def failing(kernel, **options):
+        calls.append(np.diagonal(kernel).mean())
+        found, info = factored(kernel, **options)
+        return found, info if len(calls) > 1 else 7
+
+    monkeypatch.setattr(surrogate, "dpotrf", failing)
+    found = surrogate.fit(masks, polynomial(8, 0)(masks))
+    assert len(calls) == 2
+    assert found.hyperparameters.noise == pytest.approx(10 * plain.hyperparameters.noise)
