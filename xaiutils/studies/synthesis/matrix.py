@@ -278,7 +278,7 @@ def _correlations(tests, without, seed, draws):
     drawn = {}
     for test in tests:
         # The seed names the images, so that only tests on the same ones are paired.
-        images = [seed, zlib.crc32(test.data.encode()), len(test.values)]
+        images = (seed, zlib.crc32(test.data.encode()), len(test.values))
         drawn[test.label] = scores(test, images, draws=draws) * (1 if test.larger_is_better else -1)
     found = {}
     for a, b in combinations(tests, 2):
