@@ -28,6 +28,9 @@ FROM_FIGURES = {
     "lime-ig-small-nets",
     "lime-ig-large-nets",
 }
+FROM_FIGURES |= {
+    f"lime-{n}-{kind}" for n in ("eighth", "sixteenth") for kind in ("photographs", "digits")
+}
 FEW = {"runs": 12, "sizes": (5, 8), "n": 4000}
 
 
