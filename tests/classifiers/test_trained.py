@@ -292,7 +292,7 @@ def test_trainings_side_by_side(folders, monkeypatch, capsys):
     assert os.environ["OMP_NUM_THREADS"] == "1"
     trainers[2].value = 3.0
     trained.main(["--jobs", "2"])
-    assert sum(t.calls for t in trainers) <= 2 * len(trainers)
+    assert trainers[2].calls == 2
     assert "made before the interruption" in capsys.readouterr().out
     assert not trained.JOURNAL.exists()
     committed, _ = folders
