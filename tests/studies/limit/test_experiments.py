@@ -127,47 +127,6 @@ def test_convergence_has_slope_minus_one_half():
     assert value == pytest.approx(-0.5, abs=0.06)
 
 
-def test_squared_errors_of_a_way_without_ridge_are_those_of_convergence():
-    f = limit.lookup(np.random.default_rng(0).random(2**6))
-    for way, design in (("paired", "paired"), ("folded", "folded")):
-        found = study.squared_errors(f, 6, way, [64, 128], repeats=3, seed=1)
-        known = study.convergence(f, 6, [64, 128], repeats=3, seed=1, design=design)
-        assert found[["n", "repeat"]].equals(known[["n", "repeat"]])
-        np.testing.assert_allclose(found["error"], known["distance"] ** 2)
-
-
-def test_balanced_masks_find_a_linear_model_and_the_default_ridge_shrinks_it():
-    def f(z):
-        return z @ np.arange(1.0, 7.0)
-
-    for way in ("folded", "folded, surrogate"):
-        assert study.squared_errors(f, 6, way, [32], repeats=2, seed=0)["error"].max() < 1e-8
-    ridge = study.squared_errors(f, 6, "independent, ridge 1", [64, 1000], repeats=5, seed=0)
-    by_size = ridge.groupby("n")["error"].mean()
-    assert by_size[64] > 20 * by_size[1000] > 1e-3
-
-
-def test_calls_saved_by_hand():
-    def frame(errors):
-        n = np.repeat(list(errors), [len(values) for values in errors.values()])
-        return pd.DataFrame({"n": n, "error": np.concatenate([*errors.values()])})
-
-    given = {
-        "one": {
-            "independent, ridge 1": frame({100: [4.0, 4.0], 10: [9.0, 9.0]}),
-            "paired": frame({10: [1.0, 3.0]}),
-        },
-        "two": {
-            "independent, ridge 1": frame({100: [2.0, 2.0]}),
-            "paired": frame({10: [3.0, 3.0]}),
-        },
-    }
-    found = study.saved(given, "paired", 10, calls=100)
-    assert found.value == pytest.approx((2 / 4 + 3 / 2) / 2)
-    # The first mean of two is 1, 2 or 3 in a bootstrap sample.
-    assert (found.low, found.high, found.n) == pytest.approx((0.875, 1.125, 2))
-
-
 def test_locality_distances_vanish_where_theory_says():
     f = limit.lookup(np.random.default_rng(0).random(2**6))
     frame = study.locality(f, 6, [0.02, 1e4], ig_sums=np.zeros(6)).pivot(

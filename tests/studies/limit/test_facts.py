@@ -31,6 +31,11 @@ FROM_FIGURES = {
 FROM_FIGURES |= {
     f"lime-{n}-{kind}" for n in ("eighth", "sixteenth") for kind in ("photographs", "digits")
 }
+FROM_FIGURES |= {
+    f"lime-{asks}-{kind}"
+    for asks in ("eighth", "quarter", "errors-regression", "errors-surrogate")
+    for kind in ("superpixels", "digits-36", "excerpts")
+}
 FEW = {"runs": 12, "sizes": (5, 8), "n": 4000}
 
 

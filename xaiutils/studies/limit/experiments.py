@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import hypergeom
 from tqdm import tqdm
 
-from xaiutils import designs, intervals, lime, limit, segment, surrogate
+from xaiutils import designs, intervals, lime, limit, segment
 from xaiutils.perturb import Components, evaluate
 
 
@@ -40,64 +40,6 @@ def convergence(
             found = lime.fit(masks, lime.kernel(masks, nu), f(masks)[:, None], ridge=0.0)
             records.append((n, repeat, float(np.linalg.norm(found.coef[0] - target))))
     return pd.DataFrame(records, columns=["n", "repeat", "distance"])
-
-
-# Ways to LIME's coefficients: a design, and the ridge of the regression; None reads them off a
-# surrogate instead. The first is the default of the package.
-WAYS = {
-    "independent, ridge 1": ("iid", 1.0),
-    "paired": ("paired", 0.0),
-    "orthogonal": ("orthogonal", 0.0),
-    "folded": ("folded", 0.0),
-    "folded, surrogate": ("folded", None),
-}
-
-
-def squared_errors(
-    f: Callable, d: int, way: str, sizes: Sequence[int], *, repeats: int, seed: int, nu=0.25
-) -> pd.DataFrame:
-    """Squared distance to the limit without ridge of coefficients got in one of `WAYS`.
-
-    Returns
-    -------
-    DataFrame with columns n, repeat, error (Euclidean, over the d coefficients)
-    """
-    target, (design, ridge) = limit.exact(f, d, nu).coef, WAYS[way]
-    rng = np.random.default_rng(seed)
-    records = []
-    for n in sizes:
-        for repeat in range(repeats):
-            masks = designs.draw(n, d, design, rng)
-            if ridge is None:
-                _, coef, _ = surrogate.fit(masks, f(masks), link="best").lime(nu)
-            else:
-                coef = lime.fit(masks, lime.kernel(masks, nu), f(masks)[:, None], ridge).coef[0]
-            records.append((n, repeat, float(np.square(coef - target).sum())))
-    return pd.DataFrame(records, columns=["n", "repeat", "error"])
-
-
-def saved(
-    frames: dict[str, dict[str, pd.DataFrame]], way: str, n: int, *, calls: int, seed: int = 0
-) -> intervals.Estimate:
-    """Mean squared error of a way with `n` masks over that of the default with `calls`.
-
-    `frames` are of `squared_errors`, by function and way. Functions weigh alike: mean over them of
-    the ratio, with a bootstrap over repeats.
-    """
-    default, *_ = WAYS
-    ratios, drawn = [], []
-    for index, by_way in enumerate(frames.values()):
-        parts = []
-        for name, size in ((way, n), (default, calls)):
-            frame = by_way[name]
-            errors = frame.loc[frame["n"] == size, "error"].to_numpy()
-            counts = intervals.resamples(len(errors), seed=seed + 2 * index + len(parts))
-            parts.append((errors.mean(), counts @ errors / len(errors)))
-        (value, values), (base, bases) = parts
-        ratios.append(value / base)
-        drawn.append(values / bases)
-    low, high = intervals.percentiles(np.mean(drawn, axis=0), len(errors))
-    return intervals.Estimate(float(np.mean(ratios)), low, high, len(frames))
 
 
 def slope(distances: pd.DataFrame, *, seed: int, draws: int = intervals.DRAWS):

@@ -235,18 +235,24 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
 
     `panels` have columns way, calls, value, low, high.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.2), sharey=True)
+    fig, axes = plt.subplots(2, 3, figsize=(WIDE, 5.2), sharey=True, sharex=True)
+    *axes, last = axes.flat
     for ax, (name, frame) in zip(axes, panels.items(), strict=True):
         for index, (way, rows) in enumerate(frame.groupby("way", sort=False)):
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
-        _log_axes(ax, ticks=sorted(frame["calls"].unique()))
-        ax.set(xlabel="model calls", title=name, yscale="log")
+        ax.set(title=name, xscale="log", yscale="log", ylim=(0.005, 50))
+        ticks = sorted(frame["calls"].unique())
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
-    axes[0].set_ylabel(f"squared error over that of\n{reference:,} default masks")
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    for ax in axes[2:]:
+        ax.set_xlabel("model calls")
+        ax.tick_params(labelbottom=True)
+    for ax in axes[::3]:
+        ax.set_ylabel(f"squared error over that of\n{reference:,} default masks")
+    last.axis("off")
+    last.legend(*axes[0].get_legend_handles_labels(), loc="center", handlelength=3)
     return fig
 
 
