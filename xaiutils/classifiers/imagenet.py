@@ -1,6 +1,7 @@
 """Frozen ImageNet classifiers on images in [0, 1]."""
 
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from xaiutils.data import assets
+from xaiutils.data.arrays import read_arrays
 
 
 class _Spec(NamedTuple):
     side: int  # pixels
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    depth: float = 1.0  # EfficientNet-Lite's factor on the repeats of the inner stages
+    width: float = 1.0  # EfficientNet-Lite's factor on the channels of the stages
+    depth: float = 1.0  # and on the repeats of the inner ones
     weights: str | None = None  # asset; None: torchvision fetches them
 
 
@@ -25,7 +28,17 @@ _LITE = {"mean": (0.498,) * 3, "std": (0.502,) * 3}
 _SPECS = {
     "efficientnet_lite0": _Spec(224, **_LITE, weights="efficientnet-lite0-57934424.pth"),
     "efficientnet_lite1": _Spec(240, **_LITE, depth=1.1, weights="efficientnet-lite1-77cc7160.pth"),
+    "efficientnet_lite2": _Spec(
+        260, **_LITE, width=1.1, depth=1.2, weights="efficientnet-lite2-9656183e.pth"
+    ),
     "resnet50": _Spec(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    # Caffe's: levels 0..255 less a mean. Its channels are BGR, see `_squeezenet_weights`.
+    "squeezenet1_1": _Spec(
+        224,
+        mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
+        std=(1 / 255,) * 3,
+        weights="squeezenet_weights.pkl",
+    ),
 }
 NAMES = tuple(_SPECS)
 
@@ -35,19 +48,23 @@ def load(name: str, *, pretrained: bool = True) -> "Classifier":
 
     Parameters
     ----------
-    name : {"efficientnet_lite0", "efficientnet_lite1", "resnet50"}
+    name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "resnet50", \
+            "squeezenet1_1"}
     pretrained : bool
         False gives random weights, the same at every call: an untrained control.
 
     Returns
     -------
     Classifier
-        Maps images (N, 3, H, W) in [0, 1] to logits (N, 1000).
+        Maps images (N, 3, H, W) in [0, 1] to logits (N, 1000); those of squeezenet1_1 are at
+        least 0, since it ends in averages of ReLUs.
 
     Raises
     ------
     ValueError
         Unknown name.
+    xaiutils.data.assets.AssetError
+        The weights cannot be fetched or verified.
     RuntimeError
         The weights of resnet50 are not on this machine and cannot be fetched.
 
@@ -55,6 +72,7 @@ def load(name: str, *, pretrained: bool = True) -> "Classifier":
     -----
     EfficientNet-Lite: Tan & Le (2019), "EfficientNet", ICML, in the TensorFlow authors' variant
     without squeeze-excite and with ReLU6. ResNet-50: torchvision's IMAGENET1K_V2 weights.
+    SqueezeNet 1.1: Iandola et al. (2016), arXiv:1602.07360, with the weights of the package ndf.
     """
     return _load(name, pretrained, fold=True)
 
@@ -99,17 +117,39 @@ def _load(name: str, pretrained: bool, fold: bool) -> Classifier:
     # Building draws initial weights from the global generator: give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        network = torchvision.models.resnet50() if name == "resnet50" else _efficientnet_lite(spec)
-    if pretrained and spec.weights is None:
-        network.load_state_dict(_resnet50_weights())
-    elif pretrained:
-        state = torch.load(assets.path(spec.weights), weights_only=True, map_location="cpu")
-        # The file names its layers differently but lists them in the order of the forward pass.
-        network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+        lite = name.startswith("efficientnet_lite")
+        network = _efficientnet_lite(spec) if lite else getattr(torchvision.models, name)()
+    if pretrained:
+        network.load_state_dict(_weights(spec, network))
     network.eval().requires_grad_(False)
     if fold:
         _fold_batch_norm(network)
     return Classifier(name, network, spec).eval().to(memory_format=torch.channels_last)
+
+
+def _weights(spec: _Spec, network: nn.Module) -> dict[str, Tensor]:
+    """State of a network from its file."""
+    if spec.weights is None:
+        return _resnet50_weights()
+    file = assets.path(spec.weights)
+    if file.suffix == ".pkl":
+        values = _squeezenet_weights(file)
+    else:
+        values = torch.load(file, weights_only=True, map_location="cpu").values()
+    # The files name their layers differently but list them in the order of the forward pass.
+    return dict(zip(network.state_dict(), values, strict=True))
+
+
+def _squeezenet_weights(file: Path) -> list[Tensor]:
+    """Kernels and biases in the order of the forward pass, for RGB images."""
+    with file.open("rb") as stream:
+        layers = read_arrays(stream, file.name)
+    layers["conv10"] = layers.pop("conv10")  # the last, listed second
+    tensors = [torch.from_numpy(array) for layer in layers.values() for array in layer]
+    # Height, width, in, out -> out, in, height, width.
+    tensors = [t.permute(3, 2, 0, 1) if t.ndim == 4 else t for t in tensors]
+    tensors[0] = tensors[0].flip(1)  # looks at BGR
+    return tensors
 
 
 def _resnet50_weights() -> dict[str, Tensor]:
@@ -152,6 +192,7 @@ def _efficientnet_lite(spec: _Spec) -> nn.Sequential:
     size, width = ceil(spec.side / 2), 32
     layers = [_conv(3, width, 3, spec.side, stride=2)]
     for stage, (kernel, stride, expansion, channels, repeats) in enumerate(_STAGES):
+        channels = _multiple_of_eight(channels * spec.width)
         if 0 < stage < len(_STAGES) - 1:  # the Lite variants keep the outer stages as they are
             repeats = ceil(repeats * spec.depth)
         for _ in range(repeats):
@@ -164,6 +205,12 @@ def _efficientnet_lite(spec: _Spec) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(1280, 1000),
     )
+
+
+def _multiple_of_eight(channels: float) -> int:
+    """The nearest one, not below nine tenths of `channels`: the TensorFlow authors' rule."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 * (nearest < 0.9 * channels)
 
 
 class _Block(nn.Module):

@@ -2,15 +2,15 @@
 
 import gzip
 import hashlib
-import pickle
 import zipfile
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from xaiutils.data import assets
+from xaiutils.data.arrays import read_arrays
 
 # sha256 over the bytes of the four uint8 arrays of `mnist`, in its order: pins what the digits are,
 # whatever file they were read from.
@@ -85,30 +85,10 @@ def _read_npz(file: Path) -> dict[str, np.ndarray] | None:
     return arrays if _digest(arrays) == _MNIST_SHA256 else None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that can build numpy arrays and nothing else."""
-
-    _allowed: ClassVar = {
-        # Taken from an array, since the module that holds the function is private to numpy.
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        known = (module.replace("numpy._core", "numpy.core"), name)
-        if known not in self._allowed:
-            raise assets.AssetError(
-                f"asset 'mnist.pkl.gz': its pickle asks for {module}.{name}, which is refused "
-                "(only numpy arrays are read); remove the file and fetch again"
-            )
-        return self._allowed[known]
-
-
 def _read_pickle(file: Path) -> dict[str, np.ndarray]:
     """Read ((images, labels) of training, validation, test; pixels k / 256) as uint8 arrays."""
     with gzip.open(file) as stream:
-        parts = _ArrayUnpickler(stream, encoding="latin1").load()  # written by Python 2
+        parts = read_arrays(stream, "mnist.pkl.gz", encoding="latin1")  # from Python 2
     images, labels = zip(*parts, strict=True)
     images = [(part * 256).astype(np.uint8).reshape(-1, 28, 28) for part in images]
     labels = [part.astype(np.uint8) for part in labels]
