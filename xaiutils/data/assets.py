@@ -109,8 +109,25 @@ def paths(
 ) -> list[Path]:
     """Local files of several assets, as of `path`; what is missing is fetched together.
 
-    Where fetching stops, for want of a network or by Ctrl-C, files that are complete are kept and
-    the next call goes on from there.
+    Where fetching a collection stops, for want of a network or by Ctrl-C, files that are complete
+    are kept and the next call goes on from there.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the registry.
+    registry, cache
+        As of `path`.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Absolute paths of the verified files, in the order of `names`.
+
+    Raises
+    ------
+    AssetError
+        As of `path`.
     """
     known = archives(registry)
     groups = _grouped(names, known)
