@@ -51,7 +51,7 @@ INPUTS := notebooks/profiles.toml notebooks/claims.toml requirements.lock data/a
   data/imagenet_photographs.txt \
   $(filter-out xaiutils/claims.py xaiutils/companion/site/% \
   $(addprefix xaiutils/companion/,ledger.py numbers_in_prose.py readme.py),\
-  $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/*))
+  $(wildcard xaiutils/*.py xaiutils/*/*.py xaiutils/*/*/*.py data/trained/* data/answers/* data/*.json))
 PREPARED := build/smoke/prepared
 NBVAL := --nbval-lax --nbval-current-env
 # Files side by side, one thread each: more workers than four would not fit in 16 GB.

@@ -173,3 +173,37 @@ def test_nothing_is_left_out_of_a_linear_model_and_all_of_noise():
     plan = (answers.TRUTH, Draw("folded", 128, 1))
     assert calls.left_out(answers.ask([linear], plan), 128).value < 1e-3
     assert calls.left_out(answers.ask([Game("noise", 9, noise)], plan), 128).value > 0.7
+
+
+def test_kept_answers_are_those_of_the_code_and_a_changed_file_is_refused(tmp_path, monkeypatch):
+    for name in answers.SLOW:
+        told = answers.load(name)
+        assert len(told.names) == 20
+        told.runs(19)  # drawn again: the same masks
+    content = bytearray((answers.FOLDER / "excerpts.npz").read_bytes())
+    content[5000] ^= 1
+    (tmp_path / "excerpts.npz").write_bytes(content)
+    monkeypatch.setattr(answers, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"excerpts.npz must have sha256 \w{64}, got \w{64}"):
+        answers.load("excerpts")
+
+
+def test_models_are_asked_once_even_if_interrupted(tmp_path, monkeypatch):
+    few, asked = games(), []
+
+    def counted(one):
+        return Game(one.name, one.d, lambda z: asked.append(one.name) or one.answer(z))
+
+    monkeypatch.setattr(answers, "SLOW", {"tables": lambda: [counted(one) for one in few]})
+    monkeypatch.setattr(answers, "PLANS", {"tables": PLAN})
+    monkeypatch.setattr(answers, "FOLDER", tmp_path / "kept")
+    monkeypatch.setenv("XAIUTILS_CACHE", str(tmp_path / "cache"))
+    third, few[2] = few[2], Game("table 2", 7, lambda z: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answers.main([])
+    few[2] = third
+    answers.main(["tables"])
+    assert asked.count("table 0") == asked.count("table 1") == 1
+    found = answers.Answers.load(tmp_path / "kept" / "tables.npz")
+    np.testing.assert_array_equal(found.outputs, answers.ask(few, PLAN).outputs)
+    assert not list((tmp_path / "cache").rglob("*.npz"))

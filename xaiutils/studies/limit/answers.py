@@ -4,8 +4,9 @@ Where all 2^d masks cannot be tried the truth comes from two long runs that are 
 another. The product of an estimate's distances to both has the expectation of its squared distance
 to the limit: their own noise adds nothing on average.
 
-``python -m xaiutils.studies.limit.answers [NAME ...]`` asks the slow models anew (40 minutes on two
-cores) and writes ``data/answers``; what an interrupted call was told is kept.
+``python -m xaiutils.studies.limit.answers [NAME ...]`` asks the slow models anew (40 minutes on
+two cores), writes ``data/answers`` and prints the hashes for `SHA256`; what an interrupted call was
+told is kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from xaiutils.perturb import Components, evaluate
 from xaiutils.storage import Storable
 
 FOLDER = assets.DATA / "answers"
+SHA256 = {
+    "photographs": "b582bb99668307bbc9865d036740bc70a9559ca0507a162168d3c808f6d86ce1",
+    "excerpts": "b69b1e912d26e114cded7861c47a2377b78c0bcde5f8fbaaa271ff9bff467ac2",
+}
 
 
 class Draw(NamedTuple):
@@ -52,7 +57,6 @@ PLANS = {
     "photographs": COMMON,
     "excerpts": (*COMMON, Draw("folded", 64, 2), Draw("orthogonal", 512, 1)),
 }
-CLOSE = 1e-3  # answers of one model on two machines differ by less
 
 
 class Game(NamedTuple):
@@ -180,8 +184,11 @@ def load(name: str) -> Answers:
     Raises
     ------
     ValueError
-        If the file is damaged.
+        If the file is not the one whose hash is in `SHA256`.
     """
+    found = hashlib.sha256(_file(name).read_bytes()).hexdigest()
+    if found != SHA256[name]:
+        raise ValueError(f"{_file(name)} must have sha256 {SHA256[name]}, got {found}")
     return Answers.load(_file(name))
 
 
@@ -229,6 +236,7 @@ def main(names: list[str]) -> None:
             if not parts[-1].exists():
                 _asked(index, one, PLANS[name]).save(parts[-1])
         _joined([Answers.load(part) for part in parts]).save(_file(name))
+        print(name, hashlib.sha256(_file(name).read_bytes()).hexdigest())
         for part in parts:
             part.unlink()
 
