@@ -132,9 +132,12 @@ PEERS := build/peers-venv
 peers: $(PEERS)/.complete | $(STAMP) ## run captum, lime and shapiq on notebook 02's games: data/peers.json (20 min, network)
 	mkdir -p build/peers
 	$(PYTHON) -m xaiutils.studies.limit.peer_runs games build/peers/games.npz
+	OMP_NUM_THREADS=1 $(PYTHON) -m xaiutils.studies.limit.peer_runs here \
+	  build/peers/games.npz build/peers/here.json
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/with_shapiq.py \
 	  build/peers/games.npz build/peers/shapiq.json
-	$(PYTHON) -m xaiutils.studies.limit.peer_runs all build/peers/games.npz build/peers/shapiq.json
+	$(PYTHON) -m xaiutils.studies.limit.peer_runs all \
+	  build/peers/games.npz build/peers/here.json build/peers/shapiq.json
 
 # Of its own: shapiq wants Python 3.12, and versions that requirements.lock does not pin.
 $(PEERS)/.complete: requirements-peers.lock

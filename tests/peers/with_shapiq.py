@@ -2,6 +2,11 @@
 
 ``python with_shapiq.py GAMES.npz RESULT.json`` needs only numpy and what requirements-peers.lock
 pins; ``make peers`` calls it.
+
+Sources: Lundberg and Lee 2017 (arXiv:1705.07874) for Kernel SHAP, Musco and Witter 2025
+(arXiv:2410.01917) for Leverage SHAP, Witter, Liu and Musco 2025 (arXiv:2506.11849) for Regression
+MSR, Fumagalli et al. 2026 (arXiv:2602.01399) for OddSHAP, Muschalik et al. 2024 (arXiv:2410.01649)
+for the package.
 """
 
 import importlib.metadata

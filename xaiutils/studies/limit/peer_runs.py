@@ -1,8 +1,8 @@
 """Other packages on the games of notebook 02 whose exact values are known: `data/peers.json`.
 
-``make peers`` calls this with "games", to write tables and exact values, then a script that runs
-shapiq (tests/peers/with_shapiq.py) in an environment of its own, then this with "all", which runs
-captum and lime here and writes the file.
+``make peers`` calls this with "games", to write tables and exact values; with "here", to run captum
+and lime; a script that runs shapiq (tests/peers/with_shapiq.py) in an environment of its own; and
+this with "all", to put the file together.
 
 Sources: Ribeiro, Singh and Guestrin 2016 (arXiv:1602.04938) for LIME; Lundberg and Lee 2017
 (arXiv:1705.07874) for Kernel SHAP; Muschalik et al. 2024 (arXiv:2410.01649) for shapiq.
@@ -137,27 +137,35 @@ def write_games(path):
     np.savez(path, **arrays)
 
 
-def write_all(games_path, shapiq_path):
-    arrays = np.load(games_path)
-    names = [key.removesuffix("/table") for key in arrays if key.endswith("/table")]
-    tables = {name: arrays[f"{name}/table"] for name in names}
-    exact = {name: {t: arrays[f"{name}/{t}"] for t in peers.TARGETS} for name in names}
-    other = json.loads(Path(shapiq_path).read_text())
-    versions = {"captum": None, "lime": None, "torch": None, "numpy": None, "scikit-learn": None}
-    versions = {name: importlib.metadata.version(name) for name in versions}
-    described = {
-        name: {"d": _d(table), "kind": KINDS[name.split()[0]], **exact[name]}
-        for name, table in tables.items()
-    }
+def write_here(games_path, result):
+    tables, exact = _read(games_path)
+    names = ("captum", "lime", "torch", "numpy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    versions["python"] = platform.python_version()
+    found = {"versions": versions, "seed": SEED, "records": here(tables, exact)}
+    Path(result).write_text(json.dumps(found))
+
+
+def write_all(games_path, *results):
+    tables, exact = _read(games_path)
+    found = {Path(path).stem: json.loads(Path(path).read_text()) for path in results}
     peers.save(
-        games=described,
-        records=here(tables, exact) + other["records"],
-        seeds={"captum and lime": SEED, "shapiq": other["seed"]},
-        versions={
-            "captum and lime": versions | {"python": platform.python_version()},
-            "shapiq": other["versions"],
+        games={
+            name: {"d": _d(table), "kind": KINDS[name.split()[0]], **exact[name]}
+            for name, table in tables.items()
         },
+        records=[record for each in found.values() for record in each["records"]],
+        seeds={name: each["seed"] for name, each in found.items()},
+        versions={name: each["versions"] for name, each in found.items()},
     )
+
+
+def _read(path):
+    """Tables and exact values by game, as `write_games` wrote them."""
+    arrays = np.load(path)
+    names = [key.removesuffix("/table") for key in arrays if key.endswith("/table")]
+    exact = {name: {t: arrays[f"{name}/{t}"] for t in peers.TARGETS} for name in names}
+    return {name: arrays[f"{name}/table"] for name in names}, exact
 
 
 def _d(table):
@@ -165,4 +173,5 @@ def _d(table):
 
 
 if __name__ == "__main__":
-    {"games": write_games, "all": write_all}[sys.argv[1]](*sys.argv[2:])
+    commands = {"games": write_games, "here": write_here, "all": write_all}
+    commands[sys.argv[1]](*sys.argv[2:])
