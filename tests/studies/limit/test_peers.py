@@ -133,7 +133,23 @@ def test_ours_finds_a_linear_game_and_counts_what_it_asks():
     frame = peers.ours(f, 6, (32, 64), repeats=2, seed=0)
     assert frame["error"].max() < 1e-8
     assert set(frame["target"]) == set(peers.TARGETS)
-    assert f.calls - 3 * 2**6 - 1 <= frame.groupby(["n", "repeat"])["calls"].first().sum()
+    walks = peer_runs.Counted(linear)
+    peers.exact_values(walks, 6)
+    assert f.calls - walks.calls == 2 * 2 * (32 + 64)  # two designs, two repeats
+    assert (frame["calls"] == frame["n"]).all()
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (32, 5), (40, 12)])
+def test_masks_by_size_are_different_and_in_pairs(n, d):
+    masks = peers.by_size(n, d, np.random.default_rng(0))
+    assert masks.shape == (n, d) and len(np.unique(masks, axis=0)) == n
+    assert masks[0].all() and not masks[1].any()
+    assert (masks[::2] == ~masks[1::2]).all()
+    if (n, d) == (40, 12):  # of fair coins .04 keep or hide at most two
+        kept = masks.sum(axis=1)
+        assert np.mean(np.minimum(kept, d - kept) <= 2) >= 0.3
+    with pytest.raises(ValueError, match="n must be even and from 2"):
+        peers.by_size(n + 2**d, d, np.random.default_rng(0))
 
 
 def test_ours_are_the_errors_of_the_experiments():

@@ -19,6 +19,7 @@ import pandas as pd
 from xaiutils import designs, lime, limit, surrogate
 from xaiutils.data import assets
 from xaiutils.studies.limit import experiments as study
+from xaiutils.surrogate_weights import stratified
 
 PATH = assets.DATA / "peers.json"
 KIND, VERSION = "xaiutils peers", 1
@@ -35,10 +36,11 @@ def exact_values(f: Callable, d: int) -> dict[str, np.ndarray]:
 def ours(
     f: Callable, d: int, sizes: Sequence[int] = SIZES, *, repeats: int, seed: int
 ) -> pd.DataFrame:
-    """Squared errors of ours on one game, from n folded masks each.
+    """Squared errors of ours on one game.
 
-    Both targets are read off the same surrogates; LIME's coefficients also come from a weighted
-    regression without ridge.
+    Both targets are read off the same surrogates of n folded masks; LIME's coefficients also come
+    from a weighted regression without ridge. Shapley values count on masks that keep few or most,
+    which are rare among folded ones: they are read off surrogates of `by_size` masks, too.
 
     Returns
     -------
@@ -46,21 +48,35 @@ def ours(
         As in `frames`; the error is Euclidean, over the d values, and squared.
     """
     exact, rng = exact_values(f, d), np.random.default_rng(seed)
+    other = np.random.default_rng([seed, 1])
     records = []
     for n in sizes:
         for repeat in range(repeats):
-            masks = designs.draw(n, d, "folded", rng)
+            masks, sized = designs.draw(n, d, "folded", rng), by_size(n, d, other)
             values = f(masks)
             process = surrogate.fit(masks, values, link="best")
             line = lime.fit(masks, lime.kernel(masks), values[:, None], 0.0)
+            spread = surrogate.fit(sized, f(sized), link="best")
             for target, method, found in (
                 ("LIME", "ours: folded, regression", line.coef[0]),
                 ("LIME", "ours: folded, surrogate", process.lime()[1]),
                 ("Shapley", "ours: folded, surrogate", process.shapley()[0]),
+                ("Shapley", "ours: by size, surrogate", spread.shapley()[0]),
             ):
                 error = float(np.square(found - exact[target]).sum())
                 records.append((target, method, n, repeat, error, len(masks)))
     return pd.DataFrame(records, columns=["target", "method", "n", "repeat", "error", "calls"])
+
+
+def by_size(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """n different masks (n, d) and complements, all and nothing first, of Kernel SHAP's sizes."""
+    if n % 2 or not 2 <= n <= 2**d:
+        raise ValueError(f"n must be even and from 2 to {2**d}, got {n}")
+    pairs = {}
+    while len(pairs) < n // 2:
+        for row in stratified(n // 2, d, rng)[::-1]:
+            pairs.setdefault(min(bytes(row), bytes(~row)), row)
+    return np.stack([(row, ~row) for row in pairs.values()]).reshape(-1, d)[:n]
 
 
 def frames(path=PATH) -> pd.DataFrame:
