@@ -129,7 +129,7 @@ findings: ## run findings/*.sh: do packages still behave as noted there? (1 min,
 	  else echo "changed  $$f: see $$log"; changed=1; fi; done; exit $$changed
 
 PEERS := build/peers-venv
-peers: $(PEERS)/.complete | $(STAMP) ## run captum, lime and shapiq on notebook 02's games: data/peers.json (20 min, network)
+peers: $(PEERS)/.complete | $(STAMP) ## run captum, lime and shapiq on notebook 02's games: data/peers.json (7 min, network)
 	mkdir -p build/peers
 	$(PYTHON) -m xaiutils.studies.limit.peer_runs games build/peers/games.npz
 	OMP_NUM_THREADS=1 $(PYTHON) -m xaiutils.studies.limit.peer_runs here \
