@@ -3,11 +3,13 @@
 #   VENV=.venv       virtual environment, made on first use; `VENV=` takes the active `python`
 #   PROFILE=default  scale of `make figures`: default, smoke or paper
 #   ONLY=<notebook>  run one notebook instead of all, e.g. ONLY=02_lime_limit
+#   PEERS_PYTHON     Python 3.12 or newer for `make peers`, e.g. PEERS_PYTHON=python3.13
 
 VENV ?= .venv
 PROFILE ?= default
 ONLY ?=
 UV ?= uv
+PEERS_PYTHON ?= python3.12
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -58,7 +60,7 @@ NBVAL := --nbval-lax --nbval-current-env
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help figures test verify notebooks lab bench claims lint clean retrain lock \
-  findings site test-site $(UPDATES) $(VERIFIED)
+  findings peers site test-site $(UPDATES) $(VERIFIED)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +129,25 @@ findings: ## run findings/*.sh: do packages still behave as noted there? (1 min,
 	  if "$$f" > "$$log" 2>&1; then echo "ok       $$f"; \
 	  else echo "changed  $$f: see $$log"; changed=1; fi; done; exit $$changed
 
+PEERS := build/peers-venv
+peers: $(PEERS)/.complete | $(STAMP) ## run captum, lime and shapiq on notebook 02's games: data/peers.json (7 min, network)
+	mkdir -p build/peers
+	$(PYTHON) -m xaiutils.studies.limit.peer_runs games build/peers/games.npz
+	OMP_NUM_THREADS=1 $(PYTHON) -m xaiutils.studies.limit.peer_runs here \
+	  build/peers/games.npz build/peers/here.json
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python tests/peers/with_shapiq.py \
+	  build/peers/games.npz build/peers/shapiq.json
+	$(PYTHON) -m xaiutils.studies.limit.peer_runs all \
+	  build/peers/games.npz build/peers/here.json build/peers/shapiq.json
+
+# Of its own: shapiq wants Python 3.12, and versions that requirements.lock does not pin.
+$(PEERS)/.complete: requirements-peers.lock
+	@"$(PEERS_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
+	  echo "error: $(PEERS_PYTHON) is no Python 3.12 or newer; set PEERS_PYTHON=" >&2; exit 1; }
+	"$(PEERS_PYTHON)" -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-peers.lock
+	@touch $@
+
 retrain: | $(STAMP) ## rebuild data/trained/ from nothing on two cores and compare (3.5 h)
 	$(PYTHON) -m xaiutils.classifiers.trained --jobs 2
 
@@ -155,6 +176,8 @@ lock: ## pin pyproject.toml: requirements*.lock and environment.yml (needs uv)
 	  --output-file requirements-site.lock pyproject.toml
 	grep -vxFf requirements.lock requirements-site.lock > requirements-site.lock.new
 	mv requirements-site.lock.new requirements-site.lock
+	$(UV) pip compile --quiet --universal --python-version 3.12 --no-header --no-annotate \
+	  --group peers --output-file requirements-peers.lock
 
 # Make an environment unless there is one; disk space is checked where torch brings CUDA along.
 $(VENV)/.complete: requirements.lock

@@ -26,7 +26,9 @@ def test_conda_and_pip_get_the_same_pins():
     assert len(lock) > 100
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-site.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-site.lock", "requirements-peers.lock"]
+)
 def test_lock_pins_every_line_and_names_no_host_or_path(name):
     for line in (PROJECT.root / name).read_text().splitlines():
         assert "==" in line.split(";")[0], line
@@ -53,7 +55,7 @@ def test_make_lists_its_targets_first():
     done = subprocess.run(["make"], cwd=PROJECT.root, env=env, capture_output=True, text=True)
     listed = {line.split()[1] for line in done.stdout.splitlines()}
     wanted = "help figures test verify notebooks lab bench claims lint clean retrain lock "
-    assert listed == set((wanted + "findings site test-site").split())
+    assert listed == set((wanted + "findings peers site test-site").split())
 
 
 def test_findings_stand_alone_and_can_be_run():

@@ -44,14 +44,19 @@ def squared_errors(
 
 
 def saved(
-    frames: dict[str, dict[str, pd.DataFrame]], way: str, n: int, *, calls: int, seed: int = 0
+    frames: dict[str, dict[str, pd.DataFrame]],
+    way: str,
+    n: int,
+    *,
+    calls: int,
+    default: str = "independent, ridge 1",
+    seed: int = 0,
 ) -> intervals.Estimate:
     """Mean squared error of a way with `n` masks over that of the default with `calls`.
 
     `frames` are of `squared_errors`, by function and way. Functions weigh alike: mean over them of
     the ratio, with a bootstrap over repeats.
     """
-    default, *_ = WAYS
     ratios, drawn = [], []
     for index, by_way in enumerate(frames.values()):
         parts = []

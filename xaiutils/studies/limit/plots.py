@@ -256,6 +256,32 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
     return fig
 
 
+def peers(panels: dict[str, pd.DataFrame], label: str):
+    """One panel per kind of game: ratio of squared errors against calls, a line per package.
+
+    `panels` are of `peers.ratios`; ours, whose names start so, in black. `label` says over what.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.4), sharey=True)
+    ways = list(dict.fromkeys(way for frame in panels.values() for way in frame["way"]))
+    theirs = [way for way in ways if not way.startswith("ours")]
+    ours = [way for way in ways if way.startswith("ours")]
+    styles = dict(zip(theirs, STYLES[1:], strict=False))
+    for way, line in zip(ours, ("-", "--"), strict=False):
+        styles[way] = STYLES[0] | {"color": "black", "linestyle": line}
+    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for way, rows in frame.groupby("way", sort=False):
+            ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **styles[way])
+        ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
+        _log_axes(ax, ticks=sorted(frame["calls"].unique()))
+        ax.set(xlabel="model calls", title=name, yscale="log")
+        ax.xaxis.set_minor_locator(NullLocator())
+    np.atleast_1d(axes)[0].set_ylabel(f"squared error over that of\n{label}")
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    return fig
+
+
 def designs(frames: dict[str, dict[str, pd.DataFrame]]):
     """One panel per image, one line per design."""
     fig, axes = plt.subplots(1, len(frames), figsize=(WIDE, 3.0), sharey=True)
