@@ -36,6 +36,11 @@ FROM_FIGURES |= {
     for asks in ("eighth", "quarter", "errors-regression", "errors-surrogate")
     for kind in ("superpixels", "digits-36", "excerpts")
 }
+FROM_FIGURES |= {
+    f"lime-beside-{whom}-{kind}"
+    for whom in ("captum", "shapiq")
+    for kind in ("photographs", "digits")
+}
 FEW = {"runs": 12, "sizes": (5, 8), "n": 4000}
 
 

@@ -79,10 +79,11 @@ def test_what_is_written_is_read(written, told):
     assert (row["error"], row["calls"], row["method"]) == (float(f"{0.25 / 64:.4g}"), 63, "x")
 
 
-def test_gap_tells_games_apart(written):
-    assert peers.gap("a", linear, 6, written) < 1e-6 < peers.SAME
-    assert peers.gap("a", lambda z: linear(z) + 0.01 * z[:, 2], 6, written) > peers.SAME
-    assert peers.gap("a", lambda z: z @ np.ones(5), 5, written) == np.inf
+def test_games_of_other_values_are_not_the_same(written):
+    assert peers.same("a", linear, 6, written)
+    assert peers.same("a", lambda z: linear(z) + 1e-6 * z[:, 2], 6, written)
+    assert not peers.same("a", lambda z: linear(z) + 0.01 * z[:, 2], 6, written)
+    assert not peers.same("a", lambda z: z @ np.ones(5), 5, written)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_plot_shows_ours_in_black(written):
         for game, f in (("a", linear), ("b", curved))
     )
     over = peers.ratios(pd.concat([frame, ours]), "Shapley", "small", "y", calls=64)
-    figure = plots.peers({"small": over}, "y with 64 calls")
+    figure = plots.peers({"LIME: small": over})
     lines = {box.get_label(): box.lines[0].get_color() for box in figure.axes[0].containers}
     assert lines["ours: folded, surrogate"] == "black" != lines["y"]
     plots.plt.close(figure)

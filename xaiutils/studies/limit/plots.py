@@ -256,29 +256,34 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
     return fig
 
 
-def peers(panels: dict[str, pd.DataFrame], label: str):
-    """One panel per kind of game: ratio of squared errors against calls, a line per package.
+def peers(panels: dict[str, pd.DataFrame]):
+    """One panel per target and kind of game: ratio of squared errors against calls.
 
-    `panels` are of `peers.ratios`; ours, whose names start so, in black. `label` says over what.
+    `panels` are of `peers.ratios`, named "target: kind"; ours, whose names start so, in black.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(WIDE, 3.4), sharey=True)
+    fig, axes = plt.subplots(2, 2, figsize=(WIDE, 6.4), sharex=True)
     ways = list(dict.fromkeys(way for frame in panels.values() for way in frame["way"]))
     theirs = [way for way in ways if not way.startswith("ours")]
     ours = [way for way in ways if way.startswith("ours")]
-    styles = dict(zip(theirs, STYLES[1:], strict=False))
-    for way, line in zip(ours, ("-", "--"), strict=False):
+    styles = {way: STYLES[1 + i % (len(STYLES) - 1)] for i, way in enumerate(theirs)}
+    for way, line in zip(ours, ("-", "--", ":"), strict=False):
         styles[way] = STYLES[0] | {"color": "black", "linestyle": line}
-    for ax, (name, frame) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    for ax, (name, frame) in zip(axes.flat, panels.items(), strict=False):
+        frame = frame[frame["calls"] < 1000]
         for way, rows in frame.groupby("way", sort=False):
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **styles[way])
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
         _log_axes(ax, ticks=sorted(frame["calls"].unique()))
-        ax.set(xlabel="model calls", title=name, yscale="log")
+        ax.set(title=name, yscale="log")
+        ax.tick_params(labelbottom=True)
         ax.xaxis.set_minor_locator(NullLocator())
-    np.atleast_1d(axes)[0].set_ylabel(f"squared error over that of\n{label}")
-    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    for ax in axes[:, 0]:
+        ax.legend(fontsize=6, loc="best")
+    axes[0, 0].set_ylabel("squared error over that of\n1,000 masks of lime")
+    axes[1, 0].set_ylabel("squared error over that of\nKernel SHAP, as many calls")
+    for ax in axes[1]:
+        ax.set_xlabel("model calls")
     return fig
 
 
