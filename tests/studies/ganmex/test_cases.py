@@ -358,6 +358,8 @@ def test_nearest_samples_are_searched_once(colours, size, monkeypatch):
     x, labels = colours.train_images[:size].numpy(), colours.train_labels[:size].numpy()
     expected = baselines.NearestSample(x, labels)(case.images, case.target)
     assert_array_equal(cases.nearest_samples(case, size), expected)
+    other = case._replace(problem=colours._replace(train_labels=colours.train_labels.flip(0)))
+    assert (cases.nearest_samples(other, size) != expected).any()
     monkeypatch.setattr(baselines, "NearestSample", None)
     few = case_of(colours, brightest(), rows=[20, 8])
     assert_array_equal(cases.nearest_samples(few, size), expected[[2, 1]])

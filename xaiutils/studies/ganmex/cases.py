@@ -22,7 +22,8 @@ WITH_EXACT = ("colours", "scenes", "one scene")  # problems whose true counterfa
 _generator = functools.cache(lambda run: models.load(run))
 _classifier = functools.cache(lambda run: models.classifier(run))
 _judge = functools.cache(lambda *net: small.load(*net))
-# Rows of nearest samples, by training images: cases share images, and a search takes long.
+# Rows of nearest samples, by training images and labels: cases share images, and a search takes
+# long.
 _found = WeakTensorKeyDictionary()
 
 
@@ -101,7 +102,8 @@ def nearest(case: Case, **options) -> baselines.NearestSample:
 def nearest_samples(case: Case, size: int | None = None) -> np.ndarray:
     """Nearest samples (n, C, H, W) among the first `size` training images, by default all."""
     problem, keys = case.problem, []
-    known = _found.setdefault(problem.train_images, {})
+    of_images = _found.setdefault(problem.train_images, WeakTensorKeyDictionary())
+    known = of_images.setdefault(problem.train_labels, {})
     for image, target in zip(case.images, case.target, strict=True):
         keys.append((size, hashlib.sha256(image.tobytes()).digest(), int(target)))
     new = [i for i, key in enumerate(keys) if key not in known]
