@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest
 from torch import nn
 
-from xaiutils import attribution, runtime, segment
+from xaiutils import attribution, perturb, runtime, segment
 from xaiutils.classifiers import imagenet
 from xaiutils.data import datasets
 
@@ -499,6 +499,26 @@ def test_occlusion_is_a_loop_over_patches(patch, grid, kind, net, images):
                 hidden = np.where(labels == cell, filler, images[i])
                 score = full - net(torch.from_numpy(hidden[None]))[0, t].item()
                 assert_allclose(found[i][labels == cell], score, atol=1e-12)
+
+
+def test_occlusion_asks_only_about_patches_that_the_filler_changes(net, images, monkeypatch):
+    asked, evaluate = [], perturb.evaluate
+
+    def spy(model, x, components, masks, *rest, **options):
+        asked.append(masks)
+        return evaluate(model, x, components, masks, *rest, **options)
+
+    fillers = np.random.default_rng(4).random(images.shape)
+    whole = attribution.occlusion(net, images, TARGET, patch=2, baseline=fillers)
+    monkeypatch.setattr(perturb, "evaluate", spy)
+    fillers[:, :, :4] = images[:, :, :4]
+    fillers[1] = images[1]
+    found = attribution.occlusion(net, images, TARGET, patch=2, baseline=fillers)
+    assert [len(masks) for masks in asked] == [1 + 4 * (i != 1) for i in range(len(images))]
+    assert all(masks[-1].all() and (masks[:-1].sum(1) == 11).all() for masks in asked)
+    assert not found[:, :4].any() and not found[1].any()
+    changed = np.arange(len(images)) != 1
+    assert_allclose(found[changed, 4:], whole[changed, 4:], rtol=1e-12)
 
 
 def test_occlusion_takes_every_filler_of_the_engine(net, images):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -223,6 +224,28 @@ def test_a_critic_beside_takes_the_same_steps(toy, monkeypatch, settings):
         pair = (getattr(training, name).parameters() for training in (alone, beside))
         for one, other in zip(*pair, strict=True):
             assert_same(one, other)
+
+
+def test_a_step_of_the_critic_does_not_outlive_a_training_that_fails(toy, monkeypatch):
+    ended, began, losses_of = [], threading.Event(), constrained_gan.critic_losses
+
+    def slow(*arguments):
+        began.set()
+        time.sleep(0.5)
+        ended.append(losses_of(*arguments))
+        return ended[0]
+
+    def fails(*arguments):
+        began.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "threads", lambda: 2)
+    monkeypatch.setattr(constrained_gan, "critic_losses", slow)
+    monkeypatch.setattr(constrained_gan.Training, "kept_losses", fails)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        constrained_gan.train(*toy, TINY)
+    assert len(ended) == 1 and threading.active_count() == before
 
 
 def test_without_weight_a_loss_is_left_out(toy):

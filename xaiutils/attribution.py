@@ -290,16 +290,22 @@ def occlusion(
         )
     prepared = runtime.forward(model, images[0], batch_size=batch_size)  # once for all images
     for i, image in enumerate(images):
+        filler = baseline[i] if own else baseline
+        shown = np.ones(parts.d, bool)
+        if not callable(filler):  # of patches that it leaves as they are the fall is 0
+            shown = parts.sums(perturb.fill(image, parts, filler) != image) > 0
         scores = perturb.evaluate(
             prepared,
             image,
             parts,
-            masks,
-            baseline[i] if own else baseline,
+            masks[np.append(shown, True)],
+            filler,
             batch_size=batch_size,
             outputs=lambda out, i=i: task.explained(out, np.full(len(out), i)),
         )
-        maps.append(parts.spread(scores[-1] - scores[:-1]))
+        falls = np.zeros(parts.d, scores.dtype)
+        falls[shown] = scores[-1] - scores[:-1]
+        maps.append(parts.spread(falls))
     return np.stack(maps)
 
 

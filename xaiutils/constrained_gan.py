@@ -7,6 +7,7 @@ sure of itself the classifier is. Here the loss gets a bound, and the weight fol
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,14 @@ def train(
     checkpoint: Path | None = None,
 ) -> Generator:
     """Train a generator against a frozen classifier; see `ganmex.train`, also for errors."""
-    return ganmex.train(
-        model, images, labels, settings, seed=seed, checkpoint=checkpoint, training=Training
-    )
+    with contextlib.ExitStack() as stack:
+
+        def training(*given) -> Training:
+            state = Training(*given)
+            if state._pool is not None:  # a step of the critic does not outlive the training
+                stack.enter_context(state._pool)
+            return state
+
+        return ganmex.train(
+            model, images, labels, settings, seed=seed, checkpoint=checkpoint, training=training
+        )

@@ -273,7 +273,7 @@ def train(
     *,
     seed: int = 0,
     checkpoint: Path | None = None,
-    training: type[Training] = Training,
+    training: Callable[..., Training] = Training,
 ) -> Generator:
     """Train a generator against a frozen classifier.
 
@@ -290,8 +290,9 @@ def train(
     checkpoint : Path, optional
         Where the state is kept, so that an interrupted training resumes; removed at the end. Its
         folder is made.
-    training : type
-        What makes the steps; `settings` are of its kind.
+    training : callable
+        ``training(model, images, labels, settings, seed)`` makes the steps; `settings` are of its
+        kind.
 
     Returns
     -------

@@ -1,8 +1,11 @@
 """The cache of trained models: keys follow the code, files are whole or refused."""
 
+import dataclasses
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -297,6 +300,65 @@ def test_trainings_side_by_side(folders, monkeypatch, capsys):
     assert not trained.JOURNAL.exists()
     committed, _ = folders
     assert len([*committed.glob("*.safetensors")]) == 3
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_models_that_others_load_are_retrained_first(folders, monkeypatch, jobs):
+    committed, _ = folders
+    seen = []
+
+    class Loading(Trainer):
+        def __call__(self, model):
+            seen.append({file.name.split("-")[0] for file in committed.glob("*.safetensors")})
+            return super().__call__(model)
+
+    class Slow(Trainer):
+        def __call__(self, model):
+            time.sleep(0.3)
+            return super().__call__(model)
+
+    later = dataclasses.replace(recipe(Loading(), name="later"), loads=True)
+    found = [later, recipe(Slow(), name="one"), recipe(Slow(), name="two")]
+    monkeypatch.setattr(trained, "registered", lambda: found)
+    monkeypatch.setattr(trained, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    trained.main(["--jobs", jobs])
+    assert seen == [{"one", "two"}]
+
+
+def test_generators_load_classifiers_and_those_nothing():
+    """Each kind says whether its training loads other models."""
+    for made in trained.registered():
+        assert made.loads == made.name.startswith("gan-")
+
+
+def test_what_a_retraining_commits_meanwhile_is_not_trained_again(folders, monkeypatch):
+    alone = trained._alone
+
+    @contextmanager
+    def after_waiting(filename):
+        with alone(filename) as cached:
+            monkeypatch.setattr(trained, "_alone", nullcontext)  # the other process's turn
+            trained.retrain(recipe(Trainer(2.0)))
+            yield cached
+
+    monkeypatch.setattr(trained, "_alone", after_waiting)
+    trainer = Trainer(3.0)
+    assert load(trainer).weight[0, 0] == 2 and trainer.calls == 0
+
+
+def test_a_retrained_model_is_committed_before_others_may_train_it(folders, monkeypatch):
+    alone, there = trained._alone, []
+
+    @contextmanager
+    def watched(filename):
+        with alone(filename) as cached:
+            yield cached
+            there.append((folders[0] / filename).exists())
+
+    monkeypatch.setattr(trained, "_alone", watched)
+    trained.retrain(recipe(Trainer()))
+    assert there == [True]
 
 
 def test_a_model_is_retrained_in_another_process_by_its_name(folders, monkeypatch):

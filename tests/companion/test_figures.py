@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch, shown):
     run = provenance.Run(
         root=str(tmp_path),
         notebook="tiny",
-        profile="smoke",
+        profile="default",
         output=str(tmp_path / "out"),
         parameters={"seed": 7, "device": "cpu", "n": 3},
         hashes={"notebook": "aa", "package": "bb", "requirements.lock": "cc"},
@@ -69,7 +69,7 @@ def test_three_files_with_the_numbers_and_all_they_depend_on(folder, monkeypatch
         "figure": "curve",
         "alt": ALT,
         "notebook": "tiny",
-        "profile": "smoke",
+        "profile": "default",
         "parameters": {"seed": 7, "device": "cpu", "n": 3},
         "seed": 7,
         "device": "cpu",
@@ -81,6 +81,19 @@ def test_three_files_with_the_numbers_and_all_they_depend_on(folder, monkeypatch
         },
         "data": {"y": [0.9, 0.1]},
     }
+
+
+def test_a_run_on_tiny_inputs_draws_no_pdf(folder, tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    save()
+    picture = (folder / "curve.png").read_bytes()
+    monkeypatch.setattr(provenance, "write", lambda path, content: written.update({path: content}))
+    written = {}
+    text = path.read_text()
+    path.write_text(text.replace('"default"', '"smoke-custom"'))
+    save()
+    assert [*written] == [f"{folder}/curve.{kind}" for kind in ("png", "json")]
+    assert written[f"{folder}/curve.png"] == picture
 
 
 def test_equal_inputs_give_equal_bytes_without_times_or_versions(folder, monkeypatch):
@@ -115,6 +128,7 @@ def test_without_a_runner_files_go_to_build(tmp_path, monkeypatch, shown):
     save()
     record = json.loads((tmp_path / "build/interactive/figures/curve.json").read_text())
     assert (record["notebook"], record["profile"]) == (None, "interactive")
+    assert not (tmp_path / "build/interactive/figures/curve.pdf").exists()
     assert len(record["hashes"]["package"]) == 64
     assert not (tmp_path / "figures").exists()
 

@@ -15,3 +15,4 @@ def style():
 def nothing_loaded():
     cases._generator.cache_clear()
     cases._classifier.cache_clear()
+    cases._judge.cache_clear()

@@ -57,6 +57,8 @@ class Recipe:
         From `key`, over everything that `build` and `train` depend on.
     probe : callable
         ``probe() -> tuple of torch.Tensor``, inputs on which two trainings are compared.
+    loads : bool
+        Whether `train` loads other models, which a retraining then has to make first.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Recipe:
     train: Train
     key: str
     probe: Callable[[], tuple[Tensor, ...]]
+    loads: bool = False
 
     @property
     def filename(self) -> str:
@@ -114,12 +117,14 @@ def load_or_train(name: str, build: Build, train: Train, *, key: str) -> nn.Modu
     """
     model = build()
     filename = f"{name}-{key[:12]}.safetensors"
-    if (COMMITTED / filename).exists():
-        _load(model, COMMITTED / filename)
+    committed = COMMITTED / filename
+    if committed.exists():
+        _load(model, committed)
     else:
         with _alone(filename) as cached:
-            if cached.exists():
-                _load(model, cached)
+            # While this process waited, a retraining may have made the model.
+            if made := [file for file in (committed, cached) if file.exists()]:
+                _load(model, made[0])
             else:
                 measured = train(model)
                 _save(model, cached, name=name, key=key, **measured)
@@ -180,14 +185,14 @@ def retrain(recipe: Recipe) -> str:
     model = recipe.build()
     with _alone(recipe.filename):  # a training may keep its state in the cache
         measured = recipe.train(model)
-    report = [f"{recipe.name}: {_listed(measured)}"]
-    committed = sorted(COMMITTED.glob(f"{recipe.name}-{'[0-9a-f]' * 12}.safetensors"))
-    report += [f"  against {old.name}: {_compare(recipe, model, old)}" for old in committed]
-    COMMITTED.mkdir(parents=True, exist_ok=True)
-    file = COMMITTED / recipe.filename
-    _save(model, file, name=recipe.name, key=recipe.key, **measured)
-    for outdated in set(committed) - {file}:
-        outdated.unlink()
+        report = [f"{recipe.name}: {_listed(measured)}"]
+        committed = sorted(COMMITTED.glob(f"{recipe.name}-{'[0-9a-f]' * 12}.safetensors"))
+        report += [f"  against {old.name}: {_compare(recipe, model, old)}" for old in committed]
+        COMMITTED.mkdir(parents=True, exist_ok=True)
+        file = COMMITTED / recipe.filename
+        _save(model, file, name=recipe.name, key=recipe.key, **measured)
+        for outdated in set(committed) - {file}:
+            outdated.unlink()
     return "\n".join(report)
 
 
@@ -223,17 +228,18 @@ def _source(part: Callable) -> str:
     return ast.unparse(tree)
 
 
-def _digest(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(state: dict[str, Tensor]) -> str:
+    """sha256 of weights by name."""
+    found = hashlib.sha256()
     for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        found.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _save(model: nn.Module, file: Path, **facts: object) -> None:
     state = {name: _compact(value) for name, value in model.state_dict().items()}
     # One entry, as safetensors writes several in random order: same weights, same bytes.
-    metadata = {"trained": json.dumps(facts | {"weights": _digest(state)})}
+    metadata = {"trained": json.dumps(facts | {"weights": digest(state)})}
     with assets.replacing(file) as temporary:
         temporary.write_bytes(serialized(state, metadata))
 
@@ -252,7 +258,7 @@ def _load(model: nn.Module, file: Path) -> dict[str, object]:
             facts = json.loads((stored.metadata() or {}).get("trained", "{}"))
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         named = f"{facts.get('name')}-{facts.get('key', '')[:12]}"
-        if named != file.stem or facts.pop("weights") != _digest(state):
+        if named != file.stem or facts.pop("weights") != digest(state):
             raise ValueError("the weights are not those that its name and its metadata promise")
         model.load_state_dict(state)
     except (SafetensorError, ValueError, RuntimeError) as error:
@@ -297,16 +303,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _retrained(recipes: list[Recipe], jobs: int) -> Iterator[tuple[Recipe, str]]:
-    """Recipes and what `retrain` says of each, as they are done."""
+    """Recipes and what `retrain` says of each, as they are done.
+
+    Those that load other models begin when all others are made.
+    """
+    parts = [[r for r in recipes if r.loads == loads] for loads in (False, True)]
     if jobs == 1:
-        yield from ((recipe, retrain(recipe)) for recipe in recipes)
+        yield from ((recipe, retrain(recipe)) for part in parts for recipe in part)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes: each has a core
     with ProcessPoolExecutor(jobs, get_context("spawn"), _without_bars) as pool:
-        waiting = {pool.submit(_retrain_named, recipe.name): recipe for recipe in recipes}
         try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            for part in parts:
+                waiting = {pool.submit(_retrain_named, recipe.name): recipe for recipe in part}
+                for future in as_completed(waiting):
+                    yield waiting[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -74,7 +74,8 @@ def savefig(name, fig, *, data, alt):
 
     Where the files go is the runner's choice (`provenance.current`). The JSON file holds the
     plotted numbers, all they depend on and the hash of the picture (see `results`); equal inputs
-    give equal bytes.
+    give equal bytes. Runs without a runner, and those on tiny inputs, have no `.pdf`, which takes
+    half of the time.
 
     Parameters
     ----------
@@ -118,11 +119,11 @@ def savefig(name, fig, *, data, alt):
         "data": provenance.plain(data),
         results.PICTURE: results.picture_hash(png),
     }
-    files = {
-        "png": png,
-        "pdf": _render(fig, "pdf", {"CreationDate": None, "Creator": None, "Producer": None}),
-        "json": results.sealed(record),
-    }
+    files = {"png": png, "json": results.sealed(record)}
+    if run.notebook is not None and not run.profile.startswith("smoke"):
+        fig.set_layout_engine("none")  # the picture's layout stays: it is most of the work
+        dateless = {"CreationDate": None, "Creator": None, "Producer": None}
+        files["pdf"] = _render(fig, "pdf", dateless)
     for suffix, content in files.items():
         provenance.write(f"{run.output}/{name}.{suffix}", content)
     # A closed figure is not shown a second time by the inline backend at the end of the cell.

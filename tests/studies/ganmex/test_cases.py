@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from xaiutils import ganmex, intervals, runtime
+from xaiutils import baselines, ganmex, intervals, runtime
 from xaiutils.classifiers import small
 from xaiutils.data import known_digits, problems
 from xaiutils.studies.ganmex import cases, models, quality
@@ -48,6 +48,7 @@ def nothing_loaded():
     """What other tests loaded is forgotten."""
     cases._generator.cache_clear()
     cases._classifier.cache_clear()
+    cases._judge.cache_clear()
 
 
 def brightest():
@@ -349,6 +350,27 @@ def test_accepted_samples_are_those_that_the_classifier_gets_right(colours):
     only = train[np.flatnonzero(labels == 2)[4]]
     assert (found["MDTS (accepted)"] == only).all()
     assert (found["MDTS"] != only).any()
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_nearest_samples_are_searched_once(colours, size, monkeypatch):
+    case = case_of(colours, brightest(), rows=[3, 8, 20, 31])
+    x, labels = colours.train_images[:size].numpy(), colours.train_labels[:size].numpy()
+    expected = baselines.NearestSample(x, labels)(case.images, case.target)
+    assert_array_equal(cases.nearest_samples(case, size), expected)
+    other = case._replace(problem=colours._replace(train_labels=colours.train_labels.flip(0)))
+    assert (cases.nearest_samples(other, size) != expected).any()
+    monkeypatch.setattr(baselines, "NearestSample", None)
+    few = case_of(colours, brightest(), rows=[20, 8])
+    assert_array_equal(cases.nearest_samples(few, size), expected[[2, 1]])
+
+
+def test_few_samples_are_shown_to_the_classifier_that_accepts_them(colours, monkeypatch):
+    case = case_of(colours, brightest(), rows=range(12))
+    expected = baselines.NearestSample(colours.train_images, colours.train_labels)
+    monkeypatch.setattr(baselines, "NearestSample", lambda *_, accepted_by=None: expected)
+    found = cases.baselines_of(case, ["MDTS (accepted)"])["MDTS (accepted)"]
+    assert_array_equal(found, expected(case.images, case.target))
 
 
 def test_where_no_exact_counterfactual_is_known_there_is_none(digits):

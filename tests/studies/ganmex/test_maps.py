@@ -127,6 +127,34 @@ def test_occlusion_hides_one_pixel_in_all_channels(case):
         assert_allclose(3 * alone[:, 0, row, column], fall, atol=1e-6)
 
 
+def test_maps_follow_weights_that_change_in_place(linear):
+    b = BASELINES["MDTS"]
+    first = maps.explain(linear, b, "IG")
+    for change in (lambda w: w.mul_(2), lambda w: w.data.mul_(2)):  # the latter torch does not see
+        before = weights_of(linear.model).copy()
+        with torch.no_grad():
+            change(linear.model[2].weight)
+        assert_allclose(weights_of(linear.model), 2 * before)
+        found = maps.explain(linear, b, "IG")
+        assert_allclose(found, 2 * first, atol=1e-6)
+        first = found
+
+
+def test_known_maps_are_not_made_again(case, monkeypatch):
+    first = maps.explain(case, BASELINES["MDTS"], "IG")
+    monkeypatch.setattr(maps, "_explain", None)
+    assert_array_equal(maps.explain(case, BASELINES["MDTS"], "IG"), first)
+    few = case._replace(images=X[1:3], source=SOURCE[1:3], target=TARGET[1:3])
+    assert_array_equal(maps.explain(few, BASELINES["MDTS"][1:3], "IG"), first[1:3])
+
+
+@pytest.mark.parametrize("method", maps.METHODS)
+def test_no_images_are_refused_as_the_attributions_do(case, method):
+    none = case._replace(images=X[:0], source=SOURCE[:0], target=TARGET[:0])
+    with pytest.raises(ValueError, match=r"x must be a batch \(n, ...\) of inputs, got shape \(0,"):
+        maps.explain(none, X[:0], method)
+
+
 def test_other_methods_are_refused(case):
     with pytest.raises(ValueError, match=r"method must be one of .*IG.*got 'LIME'"):
         maps.explain(case, BASELINES["MDTS"], "LIME")

@@ -52,19 +52,19 @@ def test_operations_of_the_nearest_sample_and_of_a_training():
     labels = case.problem.train_labels[:300].numpy()
     _, operations = price._made(case, "MDTS", 300)
     assert operations == 3 * 3 * 28 * 28 * sum((labels == t).sum() for t in case.target)
-    assert price.training(case, "MDTS", 300) == price.training(case, "adversarial", 0) == 0
+    assert price.training(case, "MDTS") == price.training(case, "adversarial") == 0
     # Each layer: side of its smaller map, channels on either side, side of the kernel.
     layers = [(14, 3, 24, 4), (7, 24, 48, 4), (7, 48, 16, 3)]
     layers += [(7, 16, 48, 3), (7, 48, 24, 4), (14, 24, 3, 4)]
     forward = [2 * 64 * side**2 * a * b * k**2 for side, a, b, k in layers]
     step = 3 * sum(forward) - forward[0]  # no gradient is asked of the images
-    found = price.training(case, "latent shift", 300)
+    found = price.training(case, "latent shift")
     assert found == step * rivals.STEPS["latent shift"]
 
 
 def test_a_generator_costs_its_steps():
     case = cases.choose(models.Run("colours", 28), 4)
-    found = price.training(case, models.CONSTRAINED, 300)
+    found = price.training(case, models.CONSTRAINED)
     iterations = models.settings(case.run._replace(variant="constrained")).iterations
     weights = sum(
         p.numel() for p in models.load(case.run._replace(variant="constrained")).parameters()

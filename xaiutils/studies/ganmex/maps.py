@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from xaiutils import attribution, intervals, one_vs_one, sanity
+from xaiutils.classifiers import trained
 from xaiutils.intervals import two_samples
 from xaiutils.studies.ganmex.cases import Case, Exact, changed, generated
 
@@ -18,7 +19,8 @@ METHODS = ("IG", "DeepLIFT", "occlusion")
 # Points of integrated gradients. Maps of digits and scenes correlate with those of 200 points to
 # .998 and more, image by image.
 STEPS = 24
-# Maps (C, H, W) by classifier and by what else they depend on: many figures ask for the same.
+# Maps (C, H, W) by classifier, and by its weights and what else they depend on: many figures ask
+# for the same.
 _known: WeakKeyDictionary[torch.nn.Module, dict[tuple, np.ndarray]] = WeakKeyDictionary()
 
 
@@ -35,11 +37,12 @@ def explain(
     model = case.model if model is None else model
     against = case.target if against_target else np.full_like(case.target, -1)
     known, keys = _known.setdefault(model, {}), []
+    of = trained.digest(model.state_dict()), method, STEPS
     for *images, source, other in zip(case.images, baseline, case.source, against, strict=True):
         seen = hashlib.sha256(b"".join(image.tobytes() for image in images))
-        keys.append((method, STEPS, int(source), int(other), seen.digest()))
+        keys.append((*of, int(source), int(other), seen.digest()))
     new = [i for i, key in enumerate(keys) if key not in known]
-    if new:
+    if new or not keys:  # no images are for the attribution to refuse
         others = against[new] if against_target else None
         found = _explain(model, case.images[new], baseline[new], method, case.source[new], others)
         known |= dict(zip([keys[i] for i in new], found, strict=True))
@@ -231,6 +234,7 @@ def cascade(
     rows = []
     for seed in seeds:
         steps = [*enumerate(model for _, model in sanity.cascade(case.model, seed=seed))]
+        steps[0] = 0, case.model  # not a copy of it, whose maps would be made again
         for k, model in steps[-1:] if retrained else steps:
             fresh = dict(baselines)
             if retrained:

@@ -210,7 +210,7 @@ def recipe(run: Run) -> trained.Recipe:
     def probe() -> tuple[torch.Tensor, torch.Tensor]:
         return data().test_images[:50], torch.zeros(50, dtype=torch.int64)
 
-    return trained.Recipe(run.name, build, train, key, probe)
+    return trained.Recipe(run.name, build, train, key, probe, loads=True)
 
 
 def recipes() -> list[trained.Recipe]:

@@ -44,23 +44,26 @@ def measured(problem: str, n: int) -> pd.DataFrame:
     quantity (see `quality.measure`; "in mask" as `trainings.measured` has it; "flip size" and
     "score" of `one_vs_one.mask_test`), value, low, high, n.
     """
-    case, rows = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n), []
-    truth, many = cases.exact(case), len(case.problem.train_images)
+    case = cases.choose(models.Run(problem, rivals.PROBLEMS[problem]), n)
+    truth, many, images, facts = cases.exact(case), len(case.problem.train_images), {}, {}
     for method in METHODS:
         every = many - rivals.HELD_OUT if method in rivals.STEPS else many
+        once = training(case, method)
         for size in (0,) if method == "adversarial" else (rivals.FEW, every):
-            made, operations = _made(case, method, size)
-            table = quality.measure(case, {method: made})
-            ours = maps.explain(case, made, "IG")
-            known = truth.is_object | (problem != "scenes")
-            table["in mask"] = np.where(known, sanity.localisation(ours, truth.mask), np.nan)
-            part = maps.mask_test(case, {("IG", method): ours}, {method: made})
-            table[["flip size", "score"]] = part[["flip size", "score"]].to_numpy()
-            cost = training(case, method, size) + MADE / len(made) * operations
-            found = quality.summary(table).rename(columns={"baseline": "method"})
-            rows.append(found.assign(size=size, teraflop=cost / 1e12))
-    found = pd.concat(rows, ignore_index=True).assign(problem=problem)
-    return found[found["quantity"].isin(QUANTITIES)]
+            name = f"{method} {size}"
+            images[name], operations = _made(case, method, size)
+            cost = once + MADE / len(case.images) * operations
+            facts[name] = {"method": method, "size": size, "teraflop": cost / 1e12}
+    ours = {("IG", name): maps.explain(case, made, "IG") for name, made in images.items()}
+    known = truth.is_object | (problem != "scenes")
+    shares = [np.where(known, sanity.localisation(m, truth.mask), np.nan) for m in ours.values()]
+    table = quality.measure(case, images).assign(**{"in mask": np.concatenate(shares)})
+    parts = maps.mask_test(case, ours, images)
+    table[["flip size", "score"]] = parts[["flip size", "score"]].to_numpy()
+    found = quality.summary(table).rename(columns={"baseline": "method"})
+    about = pd.DataFrame([facts[name] for name in found["method"]])
+    found[about.columns] = about
+    return found[found["quantity"].isin(QUANTITIES)].assign(problem=problem)
 
 
 class Operations(TorchDispatchMode):
@@ -85,10 +88,10 @@ def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     x, target, problem = case.images, case.target, case.problem
     whole = size != rivals.FEW
     if method == "MDTS":
-        images, labels = problem.train_images[:size], problem.train_labels[:size]
+        labels = problem.train_labels[:size]
         # A subtraction, an absolute value and a sum for each value of each image of the class.
         values = (labels[:, None] == labels.new_tensor(target)).sum().item() * x[0].size
-        return baselines.NearestSample(images, labels)(x, target), 3.0 * values
+        return cases.nearest_samples(case, None if whole else size), 3.0 * values
     if method == models.CONSTRAINED:
         variant = method if whole else f"{method}, {size} images"
         models.load(case.run._replace(variant=variant))  # outside the count
@@ -106,11 +109,12 @@ def _made(case: cases.Case, method: str, size: int) -> tuple[np.ndarray, float]:
     return made, float(counter.total)
 
 
-def training(case: cases.Case, method: str, size: int) -> float:
-    """Operations of a training on `size` images."""
+def training(case: cases.Case, method: str) -> float:
+    """Operations of a training; batches are as large whatever the number of training images."""
     if method in UNTRAINED:
         return 0.0
-    images, labels = case.problem.train_images[:size], case.problem.train_labels[:size]
+    problem, some = case.problem, slice(rivals.FEW)
+    images, labels = problem.train_images[some], problem.train_labels[some]
     if method == models.CONSTRAINED:
         settings = models.settings(case.run._replace(variant=method))
         steps = Training(case.model, images, labels, settings, 0, beside=False)
@@ -119,7 +123,7 @@ def training(case: cases.Case, method: str, size: int) -> float:
         return float(counter.total * settings.iterations)
     counts = []
     for short in (3, 5):  # so that what is done once does not count for each step
-        net = rivals.build(method, case.problem.name)
+        net = rivals.build(method, problem.name)
         with Operations() as counter:
             rivals.fit(method, net, images, labels, short)
         counts.append(counter.total)

@@ -34,9 +34,11 @@ def measure(case: Case, images: Mapping[str, np.ndarray]) -> pd.DataFrame:
     exact counterfactual, and "other kept", whether a judge of the factor that must not change
     finds it as it was: both NaN where the problem has no such thing.
     """
-    search, truth, kept = nearest(case, norm="l2"), exact(case), _nuisance(case)
-    tables = []
-    for name, b in images.items():
+    truth, kept, tables = exact(case), _nuisance(case), []
+    # One search for all: the training images are prepared for it each time.
+    every = np.concatenate([*images.values()]), np.tile(case.target, len(images))
+    distances = np.split(nearest(case, norm="l2").find(*every)[1], len(images))
+    for (name, b), to_nearest in zip(images.items(), distances, strict=True):
         out = logits(case.model, b)
         says = np.array([predicted(judge, b) == case.target for judge in case.judges.values()])
         change = (b - case.images).reshape(len(b), -1)
@@ -51,7 +53,7 @@ def measure(case: Case, images: Mapping[str, np.ndarray]) -> pd.DataFrame:
             "all judges": says.all(0),
             "L1": np.abs(change).mean(1),
             "L2": np.linalg.norm(change, axis=1),
-            "to nearest": search.find(b, case.target)[1],
+            "to nearest": to_nearest,
             "to exact": off,
             # Nullable, so that a yes or no stays one beside what is not known.
             "other kept": pd.array(kept(b), dtype="boolean"),

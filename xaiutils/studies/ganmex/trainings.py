@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from xaiutils import baselines, intervals, sanity
+from xaiutils import intervals, sanity
 from xaiutils.companion import over_seeds
 from xaiutils.intervals import Estimate
 from xaiutils.studies.ganmex import maps, models
-from xaiutils.studies.ganmex.cases import baselines_of, choose, exact, generated
+from xaiutils.studies.ganmex.cases import baselines_of, choose, exact, generated, nearest_samples
 from xaiutils.studies.ganmex.quality import measure, weakest
 from xaiutils.studies.ganmex.quality import summary as summary_over_images
 
@@ -66,13 +66,11 @@ def by_size(problem: str, n: int) -> pd.DataFrame:
     Columns problem, size (N), baseline, quantity, value, low, high, n. One training each.
     """
     case = choose(models.Run(problem, _pixels(problem)), n)
-    images, labels = case.problem.train_images, case.problem.train_labels
-    rows = []
-    for size in (*models.sizes(problem), len(images)):
-        variant = f"{models.CONSTRAINED}, {size} images"
-        variant = models.CONSTRAINED if size == len(images) else variant
-        search = baselines.NearestSample(images[:size], labels[:size])
-        made = {"MDTS": search(case.images, case.target), "constrained": generated(case, variant)}
+    every, rows = len(case.problem.train_images), []
+    for size in (*models.sizes(problem), every):
+        variant = models.CONSTRAINED if size == every else f"{models.CONSTRAINED}, {size} images"
+        made = {"MDTS": nearest_samples(case, None if size == every else size)}
+        made["constrained"] = generated(case, variant)
         rows.append(summary_over_images(measure(case, made)).assign(size=size))
     return pd.concat(rows, ignore_index=True).assign(problem=problem)
 
