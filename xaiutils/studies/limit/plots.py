@@ -278,8 +278,9 @@ def peers(panels: dict[str, pd.DataFrame]):
         ax.set(title=name, yscale="log")
         ax.tick_params(labelbottom=True)
         ax.xaxis.set_minor_locator(NullLocator())
-    for ax in axes[:, 0]:
-        ax.legend(fontsize=6, loc="best")
+    for ax in axes.flat[::2]:
+        if ax.lines:
+            ax.legend(fontsize=7, loc="best", handlelength=1.6)
     axes[0, 0].set_ylabel("squared error over that of\n1,000 masks of lime")
     axes[1, 0].set_ylabel("squared error over that of\nKernel SHAP, as many calls")
     for ax in axes[1]:
