@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 DRAWS = 2000
 
@@ -281,7 +281,7 @@ def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """
 
     def interval(k, trials):
-        return tuple(binomtest(k, trials).proportion_ci(level, "wilson"))
+        return tuple(scipy.stats.binomtest(k, trials).proportion_ci(level, "wilson"))
 
     return np.vectorize(interval, otypes=[float, float])(successes, n)
 

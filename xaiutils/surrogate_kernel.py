@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.optimize import minimize
 
 BLOCK = 512  # rows of a covariance between free masks that are in memory at a time
 START, MOST = 128, 512  # masks with which starts are tried, and with which the best goes on
@@ -83,7 +83,7 @@ def most_likely(inner: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> H
 
 
 def _descend(start, inner, y, steps):
-    return minimize(
+    return scipy.optimize.minimize(
         unlikeliness, start, (inner, y), "L-BFGS-B", jac=True, bounds=BOUNDS,
         options={"maxiter": steps, "ftol": 1e-5},
     )  # fmt: skip

@@ -4,11 +4,8 @@ from math import ceil
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from xaiutils.data import assets
 
@@ -86,6 +83,9 @@ class Classifier(nn.Module):
                 f"{tuple(x.shape)}; convert uint8 with x.permute(0, 3, 1, 2).float() / 255"
             )
         if x.shape[2:] != (self.side, self.side):
+            from torchvision.transforms import InterpolationMode  # two seconds
+            from torchvision.transforms.functional import center_crop, resize
+
             shorter = round(self.side * 256 / 224)
             x = resize(x, shorter, InterpolationMode.BICUBIC, antialias=True)
             x = center_crop(x, self.side)
@@ -99,7 +99,7 @@ def _load(name: str, pretrained: bool, fold: bool) -> Classifier:
     # Building draws initial weights from the global generator: give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        network = torchvision.models.resnet50() if name == "resnet50" else _efficientnet_lite(spec)
+        network = _resnet50() if name == "resnet50" else _efficientnet_lite(spec)
     if pretrained and spec.weights is None:
         network.load_state_dict(_resnet50_weights())
     elif pretrained:
@@ -112,8 +112,16 @@ def _load(name: str, pretrained: bool, fold: bool) -> Classifier:
     return Classifier(name, network, spec).eval().to(memory_format=torch.channels_last)
 
 
+def _resnet50() -> nn.Module:
+    from torchvision.models import resnet50  # two seconds, for this network only
+
+    return resnet50()
+
+
 def _resnet50_weights() -> dict[str, Tensor]:
-    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+    from torchvision.models import ResNet50_Weights
+
+    weights = ResNet50_Weights.IMAGENET1K_V2
     try:
         return weights.get_state_dict(check_hash=True)
     except OSError as error:
