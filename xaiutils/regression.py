@@ -184,12 +184,12 @@ def _left_out(rows, half, residual, group):
 
     def groups(values):  # the last may be short
         padded = np.pad(values, ((0, -n % group), (0, 0)))
-        return padded.reshape(-1, group, values.shape[1])
+        return padded.reshape(len(padded) // group, group, values.shape[1])
 
     hat = groups(half) @ groups(rows).swapaxes(1, 2)
     kept, axes = np.linalg.eigh(np.eye(group) - hat)
     scaled = axes.swapaxes(1, 2) @ groups(residual) / np.maximum(kept, LEAST)[..., None]
-    return (axes @ scaled).reshape(-1, residual.shape[1])[:n]
+    return np.concatenate(axes @ scaled)[:n]
 
 
 def _dual(masks, weights, outputs, ridge):
