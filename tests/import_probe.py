@@ -1,7 +1,7 @@
 """What an import changes of the program around it; run in a process of its own.
 
 ``python import_probe.py MODULE...`` imports the modules one after another and prints a JSON object:
-module -> what was no longer as before.
+module -> what was no longer as before. `LOADED` prints which modules a process has loaded.
 """
 
 import importlib
@@ -17,6 +17,8 @@ import warnings
 import matplotlib
 import numpy as np
 import torch
+
+LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"  # for the end of a program
 
 
 def settle():

@@ -154,6 +154,12 @@ def test_each_output_is_explained_as_if_alone_and_constant_ones_have_no_effects(
             "^estimator must be \"regression\" with package_exact, got 'surrogate'$",
         ),
         ({"link": "probit"}, '^link must be "identity", "logit" or "best", got \'probit\'$'),
+        ({"link": "logit"}, '^link must be "best" with estimator="regression".*got \'logit\'; '),
+        ({"link": "identity"}, '^link must be "best".*got \'identity\'; estimator="surrogate"'),
+        (
+            {"kernel_width": 1e-3, "n_samples": 64, **SURROGATE},
+            "^kernel_width must leave weight on more than 8 of 256 masks, got 0.001$",
+        ),
         ({"n_samples": 1, **SURROGATE}, "n_samples.*within 2..4096.*got 1$"),
         ({"n_samples": 5000, **SURROGATE}, "n_samples.*within 2..4096.*got 5000$"),
         ({"stop": lime.Stop(top_k=1), **SURROGATE}, "max_samples.*within 2..4096.*got 20000$"),
@@ -165,6 +171,18 @@ def test_each_output_is_explained_as_if_alone_and_constant_ones_have_no_effects(
 def test_what_cannot_be_estimated_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         explain_table(net(8, 9), **options)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (3 * net(8, 9), r'^model\'s outputs must lie in \[0, 1\] for link="logit", got '),
+        (1e-9 * net(8, 9), "^model's outputs must differ within "),
+    ],
+)
+def test_outputs_without_a_logit_are_called_what_the_caller_calls_them(table, message):
+    with pytest.raises(ValueError, match=message):
+        explain_table(table, n_samples=64, link="logit", **SURROGATE)
 
 
 def test_a_rare_answer_has_standard_errors():

@@ -51,6 +51,24 @@ def test_resamples_may_be_written_to():
     np.testing.assert_array_equal(intervals.resamples(np.arange(5), draws=20, seed=2), kept)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda seed: range(4, 7)])
+def test_seeds_may_be_sequences(kind):
+    found = intervals.resamples(5, draws=20, seed=kind([4, 5, 6]))
+    expected = np.random.default_rng([4, 5, 6]).multinomial(5, np.full(5, 0.2), size=20)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="seed must not be negative, got"):
+        intervals.resamples(5, seed=[4, -5])
+
+
+def test_a_nested_bootstrap_leaves_the_resamples_of_others():
+    intervals.mean(np.arange(7.0), seed=3)
+    before = intervals._kept.cache_info()
+    intervals.nested(np.arange(12.0), np.repeat([0, 1, 2, 3], 3), seed=1)
+    intervals.mean(np.arange(7.0), seed=3)
+    after = intervals._kept.cache_info()
+    assert after.hits == before.hits + 1 and after.misses == before.misses
+
+
 def test_differences_of_one_seed_are_paired():
     rng = np.random.default_rng(4)
     a = rng.normal(size=30)

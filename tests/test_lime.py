@@ -384,24 +384,27 @@ def test_fit_is_weighted_ridge_regression(ridge):
         assert score[k] == pytest.approx(r2, abs=1e-10)
 
 
-def test_covariance_is_the_sandwich_of_loops():
+@pytest.mark.parametrize("ridge", [0.0, 2.0])
+@pytest.mark.parametrize("group", [1, 2])
+def test_covariance_is_the_sandwich_of_the_errors_of_left_out_masks(group, ridge):
     rng = np.random.default_rng(10)
-    n, d = 400, 5
+    n, d = 60, 5
     masks = rng.random((n, d)) < 0.5
     weights = ours.kernel(masks, 0.25)
     outputs = (np.exp(masks @ rng.normal(size=d)) + rng.normal(size=n))[:, None]
-    intercept, coef, _, covariance = ours.fit(masks, weights, outputs, 0.0)
-    gram, meat = np.zeros((d + 1, d + 1)), np.zeros((d + 1, d + 1))
-    for z, weight, y in zip(masks, weights, outputs[:, 0], strict=True):
-        extended = np.array([1.0, *z])
-        residual = y - intercept[0] - coef[0] @ z
-        gram += weight * np.outer(extended, extended)
-        meat += weight**2 * residual**2 * np.outer(extended, extended)
+    gram, meat = np.diag([0.0, *[ridge] * d]), np.zeros((d + 1, d + 1))
+    for start in range(0, n, group):
+        others = np.delete(np.arange(n), slice(start, start + group))
+        fitted = ours.fit(masks[others], weights[others], outputs[others], ridge)
+        moved = 0
+        for i in range(start, start + group):
+            extended, predicted = np.array([1.0, *masks[i]]), fitted.coef[0] @ masks[i]
+            gram += weights[i] * np.outer(extended, extended)
+            moved += weights[i] * (outputs[i, 0] - fitted.intercept[0] - predicted) * extended
+        meat += np.outer(moved, moved)
     sandwich = np.linalg.inv(gram) @ meat @ np.linalg.inv(gram)
-    # up to one factor close to 1, a correction for the d + 1 fitted numbers
-    ratio = covariance[0] / sandwich
-    assert_allclose(ratio, ratio[0, 0], rtol=1e-8)
-    assert 1.0 <= ratio[0, 0] <= (n / (n - d - 1)) * (1 + 1e-9)
+    covariance = ours.fit(masks, weights, outputs, ridge, group=group).covariance[0]
+    assert_allclose(covariance, sandwich, rtol=1e-8)
 
 
 def test_fit_interpolates_a_linear_model_from_few_masks():

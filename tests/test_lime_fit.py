@@ -4,8 +4,9 @@ import numpy as np
 import oracles
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import expit
 
-from xaiutils import designs, lime, regression
+from xaiutils import designs, lime, limit, regression
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,44 @@ def test_shapes_that_do_not_fit_are_named(shapes):
 def test_a_ridge_that_is_none_is_refused(ridge):
     with pytest.raises(ValueError, match="ridge must be finite and not negative"):
         lime.fit(np.eye(3), np.ones(3), np.ones((3, 1)), ridge)
+
+
+def coverage(n, d, runs, group=1):
+    """Share of coefficients of random nets on the cube within 1.96 standard errors of the limit."""
+    inside = []
+    for seed in range(runs):
+        rng = np.random.default_rng([n, d, seed])
+        first, shift, last = rng.normal(size=(d, 12)), rng.normal(size=12), rng.normal(size=12)
+
+        def f(z, first=first, shift=shift, last=last):
+            return expit(np.tanh(0.7 * z @ first + shift) @ last)
+
+        masks = designs.draw(n, d, "paired" if group == 2 else "iid", rng)
+        found = lime.fit(masks, lime.kernel(masks), f(masks)[:, None], 0.0, group=group)
+        stderr = np.sqrt(np.diagonal(found.covariance[0]))[1:]
+        inside.append(np.abs(found.coef[0] - limit.exact(f, d).coef) < 1.96 * stderr)
+    return np.mean(inside)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "runs"), [(32, 8, 120), (32, 12, 80), (64, 10, 100), (128, 10, 100), (1000, 8, 120)]
+)
+def test_standard_errors_hold_with_few_masks_too(n, d, runs):
+    # With the residuals themselves, however scaled: 0.90 of 32 masks, 0.91 of 64.
+    assert 0.93 < coverage(n, d, runs) < 0.985
+
+
+def test_standard_errors_of_pairs_hold():
+    assert 0.92 < coverage(64, 8, 120, group=2) < 0.985
+
+
+def test_a_mask_that_alone_knows_a_component_has_no_error_of_its_own():
+    rng = np.random.default_rng(8)
+    masks = rng.random((60, 5)) < 0.5
+    masks[:, 0] = np.arange(60) == 7
+    outputs = rng.normal(size=(60, 1))
+    covariance = lime.fit(masks, np.ones(60), outputs, 0.0).covariance[0]
+    others = np.arange(60) != 7
+    rest = lime.fit(masks[others][:, 1:], np.ones(59), outputs[others], 0.0).covariance[0]
+    known = [0, 2, 3, 4, 5]
+    assert_allclose(covariance[np.ix_(known, known)], rest, rtol=1e-6)

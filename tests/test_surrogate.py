@@ -252,3 +252,18 @@ def test_a_kernel_that_rounding_breaks_gets_more_noise(monkeypatch):
     found = surrogate.fit(masks, polynomial(8, 0)(masks))
     assert len(calls) == 2
     assert found.hyperparameters.noise == pytest.approx(10 * plain.hyperparameters.noise)
+
+
+@pytest.mark.parametrize("d", [8, 14])
+def test_a_large_offset_costs_no_digits(d):
+    rng = np.random.default_rng(17)
+    masks = designs.draw(64, d, "folded", rng)
+    values = np.tanh((2.0 * masks - 1) @ rng.normal(size=(d, 4)) / 2).sum(axis=1)
+    values = np.round(values * 2**12) / 2**12  # which 1e12 can be added to without rounding
+    plain, far = surrogate.fit(masks, values), surrogate.fit(masks, values + 1e12)
+    for read in ("lime", "shapley", "coin_banzhaf", "occlusion"):
+        *_, expected, spread = getattr(plain, read)()
+        *_, found, far_spread = getattr(far, read)()
+        assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+        assert_allclose(far_spread, spread, rtol=1e-2, atol=1e-2 * spread.max())
+    assert far.lime()[0] == pytest.approx(1e12 + plain.lime()[0], rel=1e-15)

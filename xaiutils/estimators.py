@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
 from xaiutils import balance, regression, surrogate
 
+NAMES = {"values": "model's outputs", "width": "kernel_width"}  # what callers know them by
 MOST_D = 1000  # components: beyond, the free masks at which a process is read are too few
 
 
@@ -18,6 +21,11 @@ def check(estimator: str, link: str, n: int, d: int, package_exact: bool) -> Non
     if estimator not in ("regression", "surrogate"):
         raise ValueError(f'estimator must be "regression" or "surrogate", got {estimator!r}')
     surrogate.check_link(link)
+    if estimator == "regression" and link != "best":
+        raise ValueError(
+            f'link must be "best" with estimator="regression", which has none, got {link!r}; '
+            'estimator="surrogate" takes it'
+        )
     if estimator == "surrogate" and not 2 <= n <= surrogate.MOST:
         raise ValueError(
             f"n_samples, or max_samples of the stop rule, must be within 2..{surrogate.MOST} for "
@@ -27,6 +35,19 @@ def check(estimator: str, link: str, n: int, d: int, package_exact: bool) -> Non
         raise ValueError(f'components must be at most {MOST_D} for estimator="surrogate", got {d}')
 
 
+@contextmanager
+def _as_callers_say() -> Iterator[None]:
+    """Name in messages the arguments of `lime.explain`, not those that they become."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in NAMES:
+            raise
+        raise ValueError(f"{NAMES[name]} {rest}") from None
+
+
+@_as_callers_say()
 def estimate(
     masks, weights, outputs, *, width, ridge, design, estimator, link, seed
 ) -> regression.Fit:
@@ -39,10 +60,11 @@ def estimate(
         return found
 
     def covariance():
-        return _by_output(
-            found,
-            lambda t: balance.covariance(masks, outputs[:, t], width=width, ridge=ridge, seed=seed),
-        )
+        def read(t):
+            return balance.covariance(masks, outputs[:, t], width=width, ridge=ridge, seed=seed)
+
+        with _as_callers_say():
+            return _by_output(found, read)
 
     return replace(found, _covariance=covariance)
 

@@ -18,7 +18,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 from xaiutils.fidelity_curves import Curves as Curves
 from xaiutils.fidelity_curves import area
@@ -278,7 +278,7 @@ def _estimate(drawn, level, n) -> Estimate:
 
 def _spearman(values):
     """Mean correlation of ranks over pairs of settings: (draws, settings, methods) to (draws,)."""
-    ranks = rankdata(values, axis=-1)
+    ranks = scipy.stats.rankdata(values, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
     length = np.sqrt(np.square(ranks).sum(axis=-1))
     pairs = combinations(range(values.shape[1]), 2)

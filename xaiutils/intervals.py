@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 DRAWS = 2000
 
@@ -44,7 +45,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def resamples(units, *, draws: int = DRAWS, seed: int | Sequence[int] = 0) -> np.ndarray:
     """How often each row occurs in each bootstrap sample, (draws, rows).
 
     Parameters
@@ -52,7 +53,9 @@ def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     units : int or (rows,) array
         Number of rows, each a unit of its own; or the unit (track, image) of each row. Units are
         drawn with replacement, and all rows of a unit come with it.
-    draws, seed : int
+    draws : int
+    seed : int or sequence of ints
+        Not negative.
 
     Raises
     ------
@@ -60,17 +63,21 @@ def resamples(units, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
         If there is no row or no draw, or the seed is negative.
     """
     owner = np.arange(units) if np.ndim(units) == 0 else np.unique(units, return_inverse=True)[1]
-    if isinstance(seed, int) and seed < 0:
+    if np.min(seed) < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if not owner.size or draws < 1:
         raise ValueError(f"need at least one row and one draw, got {owner.size} and {draws}")
-    drawn = _drawn(int(owner.max()) + 1, draws, seed)
+    seed = index(seed) if np.ndim(seed) == 0 else tuple(map(index, seed))
+    drawn = _kept(int(owner.max()) + 1, draws, seed)
     return drawn.copy() if np.ndim(units) == 0 else drawn[:, owner]
 
 
-@functools.lru_cache(maxsize=2)  # a table asks again and again about the same number of units
-def _drawn(n: int, draws: int, seed: int) -> np.ndarray:
+def _drawn(n: int, draws: int, seed: int | tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+
+
+# A table asks again and again about the same number of units; 16 MB for 1,000 of them.
+_kept = functools.lru_cache(maxsize=2)(_drawn)
 
 
 def percentiles(drawn, units: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -207,7 +214,7 @@ def nested(
     for k, part in enumerate(parts):
         # A group drawn twice brings a sample of its own each time.
         times = int((chosen == k).sum())
-        counts = resamples(len(part), draws=max(times, 1), seed=int(rng.integers(2**63)))
+        counts = _drawn(len(part), max(times, 1), int(rng.integers(2**63)))  # nobody asks again
         means[chosen == k] = (counts @ part / len(part))[:times]
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means.mean(axis=1), [tail, 100 - tail])
@@ -281,7 +288,7 @@ def wilson(successes, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """
 
     def interval(k, trials):
-        return tuple(binomtest(k, trials).proportion_ci(level, "wilson"))
+        return tuple(scipy.stats.binomtest(k, trials).proportion_ci(level, "wilson"))
 
     return np.vectorize(interval, otypes=[float, float])(successes, n)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import norm
+import scipy
 
 from xaiutils import designs, estimators, limit, regression
 from xaiutils.data.images import as_numpy
@@ -93,7 +93,7 @@ class Stop:
         """
         if self.stderr is not None:
             return bool(np.sqrt(_diagonal(covariance)[:, 1:]).max() <= self.stderr)
-        quantile = norm.isf((1 - self.level) / (2 * looks))
+        quantile = scipy.stats.norm.isf((1 - self.level) / (2 * looks))
         return all(
             self._separated(c, v, quantile)
             for c, v in zip(coef, covariance[:, 1:, 1:], strict=True)

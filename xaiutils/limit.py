@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from scipy.special import comb
-from scipy.stats import binom
 
 from xaiutils.attribution import integrated_gradients
 from xaiutils.perturb import Components
@@ -70,7 +70,7 @@ def alpha(p, d: int, nu: float = 0.25):
         raise ValueError(f"p must be integers in 0..{d}, got {p}")
     # C(d-p, s) / 2^d is a binomial law times 2^-p: no factorials, no overflow.
     hidden = np.arange(d + 1)
-    law = binom.pmf(hidden, (d - p)[..., None], 0.5)
+    law = scipy.stats.binom.pmf(hidden, (d - p)[..., None], 0.5)
     value = np.ldexp(law @ psi(hidden / d, nu), -p)
     return value if p.ndim else float(value)
 
@@ -78,9 +78,9 @@ def alpha(p, d: int, nu: float = 0.25):
 def _moments(d, nu, n=None) -> _Moments:
     """Moments of the weighted design; with `n`, one of the n rows is all ones."""
     on = np.arange(d + 1)
-    weight = binom.pmf(on, d, 0.5) * psi(1 - on / d, nu)
+    weight = scipy.stats.binom.pmf(on, d, 0.5) * psi(1 - on / d, nu)
     inner = np.arange(max(d - 1, 1))  # superpixels on among the d - 2 others
-    contrast = binom.pmf(inner, max(d - 2, 0), 0.5) @ psi((d - 1 - inner) / d, nu) / 4
+    contrast = scipy.stats.binom.pmf(inner, max(d - 2, 0), 0.5) @ psi((d - 1 - inner) / d, nu) / 4
     if n is not None:
         weight *= (n - 1) / n
         weight[-1] += 1 / n
@@ -233,7 +233,7 @@ def detector(
         raise ValueError(f"on {on} and off {off} must be disjoint and in 0..{d - 1}")
     free = d - len(on) - len(off)
     hidden = len(off) + np.arange(free + 1)
-    weight = binom.pmf(np.arange(free + 1), free, 0.5) * psi(hidden / d, nu)
+    weight = scipy.stats.binom.pmf(np.arange(free + 1), free, 0.5) * psi(hidden / d, nu)
     weight *= 2.0 ** -(len(on) + len(off))
     mean = weight.sum()
     # A free superpixel is kept with the share of free ones that are.
@@ -298,7 +298,12 @@ def count_detector(h: Sequence[float], members: Sequence[int], d: int, nu: float
     if h.shape != (p + 1,) or any(not 0 <= j < d for j in members):
         raise ValueError(f"h needs {p + 1} values for {p} members in 0..{d - 1}, got {h.shape}")
     m, r = np.arange(p + 1)[:, None], np.arange(d - p + 1)[None]  # members, others kept
-    weight = binom.pmf(m, p, 0.5) * binom.pmf(r, d - p, 0.5) * psi(1 - (m + r) / d, nu) * h[:, None]
+    weight = (
+        scipy.stats.binom.pmf(m, p, 0.5)
+        * scipy.stats.binom.pmf(r, d - p, 0.5)
+        * psi(1 - (m + r) / d, nu)
+        * h[:, None]
+    )
     joint = np.full(d, (weight * r).sum() / max(d - p, 1))
     joint[members] = (weight * m).sum() / max(p, 1)
     return from_moments(weight.sum(), joint, d, nu)

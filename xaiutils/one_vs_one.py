@@ -20,9 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import skimage
 from scipy.ndimage import gaussian_filter
-from skimage.morphology import closing as close_gaps
-from skimage.morphology import disk
 
 from xaiutils.queries import ImageQueries
 
@@ -321,7 +320,7 @@ def mask_test(
     job, at = np.nonzero(fresh)[0], np.cumsum(fresh).reshape(fresh.shape) - 1
     thresholds = thresholds[fresh][:, None, None]
     # Closing commutes with thresholds: one closing of a map closes all of its masks.
-    closed = close_gaps(maps, disk(closing)[None], mode="ignore")
+    closed = skimage.morphology.closing(maps, skimage.morphology.disk(closing)[None], mode="ignore")
     sizes = np.empty(len(job))
 
     def build(rows):

@@ -14,6 +14,7 @@ from xaiutils.runtime import one_blas_thread
 
 EPS = np.finfo(np.float64).eps
 MAX_CONDITION = 1e14  # of the equations of a fit: beyond, the masks do not determine it
+LEAST = np.sqrt(EPS)  # share of an error that a residual must be for its error to be known from it
 ROUNDING = 16  # relative spread, in machine epsilons, at which outputs still count as constant
 
 
@@ -65,10 +66,11 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1) -> Fit:
     -------
     Fit
         Its covariance is G^-1 M G^-1 with G the penalised Gram matrix and M the outer products of
-        weight x residual x row, summed within groups; times g / (g - d - 1) for g groups, without
-        which a fit with few masks per component looks too sure. It is NaN where the residuals say
-        nothing: unless there are more groups than d + 1 and more distinct masks (or all 2^d), and
-        for a constant output, whose coefficients are exactly 0 and whose score is NaN.
+        weight x error x row, summed within groups. The errors are those of the fit without the
+        group, (1 - H)^-1 times its residuals for its block H of the hat matrix (HC3; MacKinnon and
+        White 1985): with few masks per component the residuals are much smaller. It is NaN where
+        they say nothing: unless there are more groups than d + 1 and more distinct masks (or all
+        2^d), and for a constant output, whose coefficients are exactly 0 and whose score is NaN.
 
     Raises
     ------
@@ -116,10 +118,10 @@ def fit(masks, weights, outputs, ridge: float = 1.0, *, group: int = 1) -> Fit:
             if len(starts) <= d + 1 or not _enough(masks, heard):
                 return unknown
             half = cho_solve(factor, rows.T).T
-            for target in varying:
-                moved = half * (root * residual[:, target, None])
-                moved = np.add.reduceat(moved, starts, axis=0)
-                unknown[target] = moved.T @ moved * (len(starts) / (len(starts) - d - 1))
+            left_out = _left_out(rows, half, root * residual[:, varying], group)
+            for target, error in zip(varying, left_out.T, strict=True):
+                moved = np.add.reduceat(half * error[:, None], starts, axis=0)
+                unknown[target] = moved.T @ moved
                 # Without noise the residuals are 0, but the solution still has its rounding.
                 unknown[target][np.diag_indices(d + 1)] += rounding[target] ** 2
             return unknown
@@ -170,6 +172,24 @@ def _factor(rows, ridge):
     if not reciprocal * MAX_CONDITION >= 1:
         raise _undetermined(n, d, ridge)
     return (factor, lower), 1 / reciprocal
+
+
+def _left_out(rows, half, residual, group):
+    """Errors (n, T) at each group of rows of the fit without them, from residuals (n, T).
+
+    `half` is `rows` times the inverse Gram matrix. A group that alone determines a coefficient has
+    no such error: what remains of its residuals then is rounding.
+    """
+    n = len(rows)
+
+    def groups(values):  # the last may be short
+        padded = np.pad(values, ((0, -n % group), (0, 0)))
+        return padded.reshape(len(padded) // group, group, values.shape[1])
+
+    hat = groups(half) @ groups(rows).swapaxes(1, 2)
+    kept, axes = np.linalg.eigh(np.eye(group) - hat)
+    scaled = axes.swapaxes(1, 2) @ groups(residual) / np.maximum(kept, LEAST)[..., None]
+    return np.concatenate(axes @ scaled)[:n]
 
 
 def _dual(masks, weights, outputs, ridge):

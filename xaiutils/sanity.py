@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy
+import skimage
 import torch
-from scipy.stats import rankdata
-from skimage.metrics import structural_similarity
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from xaiutils import attribution as attributions
 
@@ -103,6 +102,8 @@ def ranking_quality(attribution, truth) -> RankingQuality:
     -------
     RankingQuality
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # slow to import
+
     scores = _maps("attribution", attribution)
     truth = _flat(_mask("truth", truth, scores.shape))
     found = np.full((len(scores), 2), np.nan)
@@ -261,7 +262,7 @@ def _sums(attribution, region) -> tuple[np.ndarray, np.ndarray]:
 
 def _ranks(values, counted) -> np.ndarray:
     """Ranks among the counted values of each row, ties shared; 0 elsewhere."""
-    ranks = rankdata(np.where(counted, values, np.nan), axis=1, nan_policy="omit")
+    ranks = scipy.stats.rankdata(np.where(counted, values, np.nan), axis=1, nan_policy="omit")
     return np.where(counted, ranks, 0.0)
 
 
@@ -293,7 +294,7 @@ def _scaled(values) -> np.ndarray:
 def _ssim(a, b) -> np.ndarray:
     options = {"data_range": 1.0, "gaussian_weights": True, "use_sample_covariance": False}
     pairs = zip(a, b, strict=True)
-    return np.array([structural_similarity(p, q, **options) for p, q in pairs])
+    return np.array([skimage.metrics.structural_similarity(p, q, **options) for p, q in pairs])
 
 
 def _ratio(part, whole) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import skimage.segmentation
+import skimage
 import torch
 
 

@@ -217,7 +217,12 @@ class Surrogate:
         free, part = with_complements(half), half[-PART:]
         _, covariance, _ = self._read(part, weigh(part), ends(with_complements(part)))
         mean = self._at(free, ends(free))[0]
-        return weights @ mean, covariance, mean
+        return self._weighed(weights, mean), covariance, mean
+
+    def _weighed(self, weights, mean):
+        """`weights @ mean`, but a large offset of the values costs no digits."""
+        offset = self.values.mean()
+        return weights @ (mean - offset) + offset * weights.sum(axis=1).round(9)
 
     def _read(self, half, weights, own):
         """Value (r,) and covariance (r, r) of `weights` (r, 2h) at masks and their complements.
@@ -233,7 +238,8 @@ class Surrogate:
         told = solve_triangular(self._factor, (moved @ cross).T, lower=True)
         covariance = surrogate_kernel.reduced(half, moved, self.relevances, theta) - told.T @ told
         covariance += theta.noise * (moved * own) @ moved.T
-        return weights @ mean, self.inflation**2 * with_rounding(covariance, theta), mean
+        covariance = self.inflation**2 * with_rounding(covariance, theta)
+        return self._weighed(weights, mean), covariance, mean
 
     def _at(self, masks, own):
         """Mean (m,), slope of the inverse link (m,), and covariance (m, n) with the known masks.

@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve
-from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.optimize import minimize
+import scipy
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 
 BLOCK = 512  # rows of a covariance between free masks that are in memory at a time
 START, MOST = 128, 512  # masks with which starts are tried, and with which the best goes on
@@ -83,7 +82,7 @@ def most_likely(inner: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> H
 
 
 def _descend(start, inner, y, steps):
-    return minimize(
+    return scipy.optimize.minimize(
         unlikeliness, start, (inner, y), "L-BFGS-B", jac=True, bounds=BOUNDS,
         options={"maxiter": steps, "ftol": 1e-5},
     )  # fmt: skip
@@ -95,14 +94,18 @@ def unlikeliness(log_theta, inner, y) -> tuple[float, np.ndarray]:
     Up to a constant, by the logarithms of the four.
     """
     linear, smooth, decay, noise = np.exp(log_theta)
-    flat = linear * inner
-    curved = smooth * np.exp(decay * (inner - 1))
-    kernel = 1 + flat + curved
+    below = inner - 1
+    curved = decay * below
+    np.exp(curved, out=curved)
+    curved *= smooth
+    kernel = linear * inner
+    kernel += curved
+    kernel += 1
     kernel[np.diag_indices(len(y))] += noise
     factor, failed = dpotrf(kernel.T, lower=1, overwrite_a=1)
     if failed:  # rounding: nothing that a line search should accept
         return np.inf, np.zeros(4)
-    alpha = cho_solve((factor, True), y)
+    alpha = dpotrs(factor, y, lower=1)[0]
     surprise = (log_theta[3] - NOISE[0]) / NOISE[1]
     value = y @ alpha / 2 + np.log(np.diagonal(factor)).sum() + surprise**2 / 2
     inverse = dpotri(factor, lower=1, overwrite_c=1)[0].T  # one triangle, the other is 0
@@ -113,5 +116,6 @@ def unlikeliness(log_theta, inner, y) -> tuple[float, np.ndarray]:
         return (trace - alpha @ change @ alpha) / 2
 
     of_noise = noise * (diagonal.sum() - alpha @ alpha) / 2 + surprise / NOISE[1]
-    curving = decay * (inner - 1) * curved
-    return value, np.array([slope(flat), slope(curved), slope(curving), of_noise])
+    of_smooth = slope(curved)
+    of_decay = decay * slope(np.multiply(below, curved, out=curved))
+    return value, np.array([linear * slope(inner), of_smooth, of_decay, of_noise])

@@ -1,12 +1,21 @@
-"""Imports go one way: studies, science, classifiers, data; the companion stands beside them."""
+"""Imports go one way: studies, science, classifiers, data; the companion stands beside them.
+
+And the first cell of a notebook, which only imports, loads nothing slow that waits for its use.
+"""
 
 import ast
 import graphlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import import_probe
 import pytest
 
 import xaiutils
+from xaiutils.companion import provenance
+from xaiutils.companion.notebooks import Project
 
 FLOORS = ("data", "classifiers", "companion", "studies")  # folders; modules at the top are science
 DOORS = ("run", "claims", "__main__")  # commands at the top: `python -m xaiutils.run`
@@ -195,3 +204,42 @@ def test_circles_are_named(write):
     assert line.count("xaiutils.lime") + line.count("xaiutils.limit") == 3
     (line,) = wrong_arrows(write({"lime.py": "import xaiutils.lime", "limit.py": ""}))
     assert line == "circle of imports: xaiutils.lime <- xaiutils.lime"
+
+
+# --- what waits until it is used ------------------------------------------------------------------
+
+# Each takes 0.2 to 3 s of a core: torchvision loads torch's compiler, jsonschema's formats a parser
+# of addresses, scipy.stats two hundred distributions.
+WAITING = {
+    *("torchvision", "torch._dynamo", "torch._inductor", "torch.onnx", "triton", "sympy"),
+    *("captum", "onnx", "onnxscript", "lime", "sklearn", "numba", "librosa.core"),
+    *("scipy.stats", "scipy.optimize", "scipy.signal", "scipy.spatial", "scipy.interpolate"),
+    *("skimage.segmentation", "skimage.metrics", "skimage.measure", "skimage.transform"),
+    *("jsonschema", "rfc3987_syntax", "nbformat", "papermill", "requests", "pypi_simple"),
+}
+
+
+def loaded(program: str) -> set[str]:
+    """Modules that a new process has loaded after a program."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{import_probe.LOADED}"],
+        capture_output=True,
+        text=True,
+        cwd=provenance.ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", Project(provenance.ROOT).names())
+def test_first_cells_load_nothing_that_can_wait(name):
+    cells = Project(provenance.ROOT).read(name).cells
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert "figures.use_style()" in first
+    found = loaded(first)
+    assert {"torch", "pandas", "matplotlib.pyplot", "xaiutils.companion.claims"} <= found
+    assert found & WAITING == set()
+
+
+def test_what_waits_is_seen_when_it_is_used():
+    assert "scipy.stats" in loaded("import scipy\nscipy.stats.binom")

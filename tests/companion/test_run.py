@@ -192,6 +192,13 @@ def test_list_shows_every_parameter(make_project, capsys):
     assert capsys.readouterr().out.splitlines()[:2] == ["tiny", "  n: int = 3  # points drawn"]
 
 
+def test_threads_of_a_kernel_share_an_arena_from_its_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    with kernel._environment(tmp_path):
+        assert os.environ["MALLOC_ARENA_MAX"] == "1"
+    assert os.environ["MALLOC_ARENA_MAX"] == "8"
+
+
 def test_a_good_run_publishes_and_update_gives_the_same_bytes(make_project, tmp_path, monkeypatch):
     # A kernel of the same name that belongs to another, broken interpreter.
     spec = {"argv": ["no-such-python"], "display_name": "other", "language": "python"}

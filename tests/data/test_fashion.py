@@ -35,7 +35,7 @@ def made(monkeypatch, tmp_path):
         (raw / name).write_bytes(gzip.compress(content))
         known[name] = hashlib.sha256(content).hexdigest(), few
     monkeypatch.setattr(fashion, "FILES", known)
-    monkeypatch.setattr(fashion, "FashionMNIST", None)  # not to be asked
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", None)  # not to be asked
     return arrays, raw
 
 
@@ -69,7 +69,7 @@ def test_without_the_internet_it_is_said_where_the_files_go(made, monkeypatch, e
     def download(root, download):
         raise error
 
-    monkeypatch.setattr(fashion, "FashionMNIST", download)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", download)
     (made[1] / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(assets.AssetError, match=f"{error}.*put train-images.*into .*raw") as caught:
         fashion.fashion_mnist()

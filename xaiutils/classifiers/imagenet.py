@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from xaiutils.data import assets
 from xaiutils.data.arrays import read_arrays
@@ -104,6 +101,9 @@ class Classifier(nn.Module):
                 f"{tuple(x.shape)}; convert uint8 with x.permute(0, 3, 1, 2).float() / 255"
             )
         if x.shape[2:] != (self.side, self.side):
+            from torchvision.transforms import InterpolationMode  # two seconds
+            from torchvision.transforms.functional import center_crop, resize
+
             shorter = round(self.side * 256 / 224)
             x = resize(x, shorter, InterpolationMode.BICUBIC, antialias=True)
             x = center_crop(x, self.side)
@@ -118,7 +118,7 @@ def _load(name: str, pretrained: bool, fold: bool) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         lite = name.startswith("efficientnet_lite")
-        network = _efficientnet_lite(spec) if lite else getattr(torchvision.models, name)()
+        network = _efficientnet_lite(spec) if lite else _torchvision(name)
     if pretrained:
         network.load_state_dict(_weights(spec, network))
     network.eval().requires_grad_(False)
@@ -152,8 +152,16 @@ def _squeezenet_weights(file: Path) -> list[Tensor]:
     return tensors
 
 
+def _torchvision(name: str) -> nn.Module:
+    from torchvision import models  # two seconds, for these networks only
+
+    return getattr(models, name)()
+
+
 def _resnet50_weights() -> dict[str, Tensor]:
-    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+    from torchvision.models import ResNet50_Weights
+
+    weights = ResNet50_Weights.IMAGENET1K_V2
     try:
         return weights.get_state_dict(check_hash=True)
     except OSError as error:

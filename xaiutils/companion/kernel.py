@@ -196,6 +196,8 @@ def _environment(folder):
         **cache_variable(),
         "IPYTHONDIR": str(folder / "ipython"),  # no start-up files or settings of the reader
         "JUPYTER_PATH": _prepend(folder / "jupyter", "JUPYTER_PATH"),
+        # See `runtime`, whose own setting comes too late where a kernel has threads already.
+        "MALLOC_ARENA_MAX": "1",
         "PYTHONPATH": _prepend(provenance.ROOT, "PYTHONPATH"),
     }
     before = {key: os.environ.get(key) for key in variables}

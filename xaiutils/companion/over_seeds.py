@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from xaiutils.companion import claims, provenance, results
 
@@ -33,7 +33,7 @@ def interval(values, level=LEVEL):
     if n < 2:
         return None
     mean = np.mean(values)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+    half = scipy.stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
     return float(mean - half), float(mean + half)
 
 

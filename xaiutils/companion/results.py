@@ -8,9 +8,6 @@ damaged, edited by hand or half-written is named with what to do, and never show
 import hashlib
 import json
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from xaiutils.companion import provenance
 from xaiutils.companion.notebooks import ProjectError, shown
 
@@ -60,8 +57,8 @@ _KINDS = {
     True: {"claims": {"type": "object", "additionalProperties": _RECORD}, **_STAMP},
     False: {"figure": _TEXT, "alt": _TEXT, "data": {"type": "object"}, PICTURE: _HASH, **_STAMP},
 }
-_CHECKS = {
-    is_claims: Draft202012Validator({"type": "object", "properties": p, "required": list(p)})
+_SCHEMAS = {
+    is_claims: {"type": "object", "properties": p, "required": list(p)}
     for is_claims, p in _KINDS.items()
 }
 
@@ -174,7 +171,10 @@ def _problem(path, name, label, found):
     if content[SEAL] != _digest(content):
         return f"{where} is not as it was written (edited by hand?): its {SEAL} is another one"
     is_claims = path.stem == "claims"
-    if error := best_match(_CHECKS[is_claims].iter_errors(content)):
+    from jsonschema import Draft202012Validator  # 1.5 s, which kernels, that only write, are spared
+    from jsonschema.exceptions import best_match
+
+    if error := best_match(Draft202012Validator(_SCHEMAS[is_claims]).iter_errors(content)):
         return f"{where}: {error.json_path.removeprefix('$.')}: {error.message}"
     for key, value in {"notebook": name, "profile": label}.items():
         if content[key] != value:

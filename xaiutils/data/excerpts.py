@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import skimage
 import torch
-from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 
 from xaiutils.data import assets
@@ -162,7 +162,7 @@ def activity(voice: np.ndarray) -> np.ndarray:
     """
     energy = _energy(voice)
     level = 10 * np.log10(np.maximum(energy / np.percentile(energy, 95), 1e-12))
-    return apply_hysteresis_threshold(level, _LASTS, _STARTS)
+    return skimage.filters.apply_hysteresis_threshold(level, _LASTS, _STARTS)
 
 
 @cache

@@ -8,7 +8,6 @@ import zlib
 
 import numpy as np
 import torch
-from torchvision.datasets import FashionMNIST
 
 from xaiutils.data import assets
 from xaiutils.data.mnist import Mnist
@@ -67,6 +66,8 @@ def fashion_mnist() -> Mnist:
     root = assets.cache_folder()
     raw = root / "FashionMNIST" / "raw"
     if not all((raw / name).exists() for name in FILES):
+        from torchvision.datasets import FashionMNIST  # two seconds, for the download only
+
         try:
             FashionMNIST(root, download=True)
         except (OSError, RuntimeError) as error:

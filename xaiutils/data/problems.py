@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import sklearn.datasets
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
@@ -114,6 +113,15 @@ def _one_scene(size: int) -> Problem:
     return Problem("one scene", x, y, test.images, test.labels // 2, ("3", "8"), test)
 
 
+def _slow_small_digits(size: int) -> Problem:
+    # The import takes a second, which the other problems are spared. It is not in the function
+    # below because the keys of trained models hold that one's source.
+    global sklearn
+    import sklearn.datasets
+
+    return _small_digits(size)
+
+
 def _small_digits(size: int) -> Problem:
     data = sklearn.datasets.load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
@@ -130,7 +138,7 @@ NAMES = {
     "colours": functools.partial(_coloured, by_colour=True),
     "scenes": _scenes,
     "one scene": _one_scene,
-    "small digits": _small_digits,
+    "small digits": _slow_small_digits,
     "fashion": _fashion,
 }
 

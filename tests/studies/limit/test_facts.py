@@ -265,17 +265,17 @@ def test_seed_that_reaches_the_segmentation_is_seen(monkeypatch):
     def seeded(_, random_seed, **options):
         return lambda image: skimage.segmentation.quickshift(image, rng=random_seed, **options)
 
-    monkeypatch.setattr(lime_models.lime_image, "SegmentationAlgorithm", seeded)
+    monkeypatch.setattr("lime.lime_image.SegmentationAlgorithm", seeded)
     assert verdict("pkg_seed", facts.pkg_seed(seeds=(0, 1))) == "fails"
 
 
 def test_labels_from_zero_are_hidden_half_of_the_time(monkeypatch):
-    algorithm = facts.SegmentationAlgorithm
+    algorithm = facts._segmentation
 
     def from_zero(name, **options):
         return algorithm(name, **options, start_label=0)
 
-    monkeypatch.setattr(facts, "SegmentationAlgorithm", from_zero)
+    monkeypatch.setattr(facts, "_segmentation", from_zero)
     measured = facts.pkg_slic(n=60)
     assert 15 < measured.value < 45
     assert verdict("pkg_slic", measured) == "fails"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy.signal import sawtooth
 from tqdm import tqdm
 
 from xaiutils.classifiers.singing import HOP, RATE
@@ -69,7 +69,7 @@ def drawing(shape: str) -> torch.Tensor:
         out[np.ix_(frames * TIMES // FRAMES == 2, np.arange(23, 54))] = _LOUD
         return torch.from_numpy(out)
     phase = 2 * np.pi * 5.5 * frames * HOP / RATE
-    swing = np.sin(phase) if shape == "wave" else sawtooth(phase, width=0.5)
+    swing = np.sin(phase) if shape == "wave" else scipy.signal.sawtooth(phase, width=0.5)
     bins = np.rint(163.0 * (1 + 0.12 * swing) / (RATE / 512)).astype(int)
     for shift in (-1, 0, 1):
         out[frames[inside], bins[inside] + shift] = _LOUD

@@ -15,8 +15,8 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import hypergeom
 from tqdm import tqdm
 
 from xaiutils import attack, intervals, lime, runtime, segment
@@ -359,7 +359,7 @@ def overlap_counts(frame: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
 
 def chance(k: int, d: int = CELLS.d) -> np.ndarray:
     """Distribution of the overlap, (k + 1,), if LIME's cells were drawn at random."""
-    return hypergeom.pmf(np.arange(k + 1), d, k, k)
+    return scipy.stats.hypergeom.pmf(np.arange(k + 1), d, k, k)
 
 
 def auc(score, correct, units, *, draws: int = 2000, seed: int = 0) -> intervals.Estimate:

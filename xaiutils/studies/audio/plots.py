@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-import librosa.display
+import librosa
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

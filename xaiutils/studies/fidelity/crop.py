@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from scipy.special import log_softmax
-from scipy.stats import rankdata
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -239,7 +239,7 @@ def agreement(
     ]
     scores = [-fits[name].values for name in names]
     counts = np.vstack([np.ones(n), intervals.resamples(n, draws=draws, seed=seed)])
-    ranks = rankdata(
+    ranks = scipy.stats.rankdata(
         np.stack([counts @ np.transpose(gaps), counts @ np.transpose(scores)]), axis=-1
     )
     ranks -= ranks.mean(axis=-1, keepdims=True)

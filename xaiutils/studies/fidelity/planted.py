@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import distance_transform_edt
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional
 
@@ -302,6 +301,8 @@ def _halved(images) -> np.ndarray:
 @one_blas_thread
 def _fitted(n_digits: int = 10_000) -> tuple[np.ndarray, np.ndarray, float]:
     """Weights (10, 1, 14, 14), biases (10,) and median range of the logits of training digits."""
+    from sklearn.linear_model import LogisticRegression  # slow to import
+
     data = datasets.mnist()
     pixels = _halved(data.train_images[:n_digits]).reshape(n_digits, -1)
     fit = LogisticRegression(C=0.1, max_iter=1000).fit(pixels, data.train_labels[:n_digits])

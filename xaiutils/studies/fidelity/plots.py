@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from skimage.transform import downscale_local_mean
+import skimage
 
 from xaiutils.companion.drawing import dots, picture
 from xaiutils.companion.figures import OKABE_ITO, STYLES, WIDE
@@ -27,7 +27,7 @@ def maps(image, found: Mapping[str, np.ndarray], title: str):
     picture(axes.ravel()[0], image, title)
     for ax, (name, scores) in zip(axes.ravel()[1:], found.items(), strict=False):
         rank = np.asarray(scores).ravel().argsort().argsort().reshape(np.shape(scores))
-        blocks = downscale_local_mean(rank / (rank.size - 1), (2, 2))
+        blocks = skimage.transform.downscale_local_mean(rank / (rank.size - 1), (2, 2))
         drawn = picture(ax, blocks, name, cmap="viridis", vmin=0, vmax=1)
     for ax in axes.ravel()[len(found) + 1 :]:
         ax.set_visible(False)

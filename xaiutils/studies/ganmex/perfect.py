@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
+import scipy
 
 from xaiutils import baselines, intervals, sanity
 from xaiutils.studies.ganmex import maps, quality
@@ -114,7 +114,7 @@ def order(table: pd.DataFrame) -> dict[str, intervals.Estimate]:
     """
     known, found = -np.arange(len(DOSES)), {}
     for test, wide in _by_dose(table):
-        taus = [kendalltau(known, row).statistic for row in wide.to_numpy()]
+        taus = [scipy.stats.kendalltau(known, row).statistic for row in wide.to_numpy()]
         found[test] = intervals.mean(np.nan_to_num(taus))
     return found
 

@@ -14,7 +14,6 @@ import json
 import numpy as np
 import pandas as pd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from xaiutils import baselines, counterfactuals, sanity
 from xaiutils.constrained_gan import Training
@@ -76,6 +75,8 @@ class Operations(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        from torch.utils.flop_counter import flop_registry  # imports a compiler, a second
+
         out = func(*args, **kwargs or {})
         count = flop_registry.get(func._overloadpacket)
         if count is not None:

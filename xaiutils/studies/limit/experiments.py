@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom
+import scipy
 from tqdm import tqdm
 
 from xaiutils import designs, intervals, lime, limit, segment
@@ -100,7 +100,7 @@ def random_jaccard(d: int, a: int, b: int) -> float:
     if not a + b:
         return 1.0
     common = np.arange(min(a, b) + 1)
-    return float(hypergeom.pmf(common, d, a, b) @ (common / (a + b - common)))
+    return float(scipy.stats.hypergeom.pmf(common, d, a, b) @ (common / (a + b - common)))
 
 
 def agreement(explained: dict[str, np.ndarray], pairs, *, image: int, ks=(5, 10)) -> list[dict]:

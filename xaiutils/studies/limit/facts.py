@@ -16,11 +16,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import skimage.data
-import skimage.transform
-from lime.wrappers.scikit_image import SegmentationAlgorithm
-from scipy.stats import bootstrap
-from sklearn.metrics.pairwise import cosine_distances
+import scipy
+import skimage
 
 from xaiutils import lime, limit
 from xaiutils.intervals import Estimate
@@ -307,7 +304,7 @@ def pkg_seed(seeds=(0, 1, 2, 3)) -> Estimate:
 def pkg_slic(n: int = 200, n_segments: int = 30) -> Estimate:
     """How many of n perturbed photographs hide the last SLIC superpixel; about 1 s."""
     image = lm.photographs()[0]
-    segment = SegmentationAlgorithm("slic", n_segments=n_segments)
+    segment = _segmentation("slic", n_segments=n_segments)
     last = segment(image) == segment(image).max()
     classifier, hidden = lm.block_classifier(np.random.default_rng(0)), []
 
@@ -350,7 +347,7 @@ def _resampled(statistic, n, seed):
     """`statistic` of all indices 0..n-1, with its percentile bootstrap 95 % interval."""
     if n < 2:
         return Estimate(float(statistic(np.arange(n))), np.nan, np.nan, n)
-    low, high = bootstrap(
+    low, high = scipy.stats.bootstrap(
         (np.arange(n),), statistic,
         vectorized=False, n_resamples=2000, method="percentile", rng=seed,
     ).confidence_interval  # fmt: skip
@@ -365,6 +362,8 @@ def _relative(ours, reference):
 
 def _cosine_kernel(z, nu):
     """The package's weights, from its own definition rather than from `limit.psi`."""
+    from sklearn.metrics.pairwise import cosine_distances  # slow to import
+
     distance = cosine_distances(z.astype(np.float64), np.ones((1, z.shape[1])))[:, 0]
     return np.exp(-np.square(distance) / (2 * nu**2))
 
@@ -387,6 +386,13 @@ def _c_ratio(d, nu):
     return limit.coefficients(d, nu).c_d / (limit.psi(0.5, nu) ** 2 / 4)
 
 
+def _segmentation(*arguments, **options):
+    """The segmentation of the package, which is slow to import."""
+    from lime.wrappers.scikit_image import SegmentationAlgorithm
+
+    return SegmentationAlgorithm(*arguments, **options)
+
+
 def _astronaut():
     small = skimage.transform.resize(
         skimage.data.astronaut(), (224, 224), anti_aliasing=True, preserve_range=True
@@ -395,5 +401,5 @@ def _astronaut():
 
 
 def _superpixels(image):
-    segment = SegmentationAlgorithm("quickshift", kernel_size=4, max_dist=200, ratio=0.2)
+    segment = _segmentation("quickshift", kernel_size=4, max_dist=200, ratio=0.2)
     return np.unique(segment(image)).size

@@ -11,7 +11,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from lime import lime_image
 from scipy.special import softmax
 
 from xaiutils import lime, limit, perturb
@@ -142,6 +141,8 @@ def block_classifier(rng, side: int = 8, classes: int = 5):
 
 def package(image, classifier, random_state: int, **options):
     """Explanation by the package itself, without its progress bar."""
+    from lime import lime_image  # slow to import
+
     explainer = lime_image.LimeImageExplainer(random_state=random_state)
     with mock.patch.object(lime_image, "tqdm", iter):
         return explainer.explain_instance(image, classifier, **options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import skimage
 from matplotlib.ticker import NullFormatter, NullLocator
-from skimage.segmentation import mark_boundaries
 
 from xaiutils import lime
 from xaiutils.companion.drawing import dots, picture, signed_limits
@@ -22,7 +22,7 @@ def outlined(image, labels) -> np.ndarray:
     rgb = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.transpose(1, 2, 0)
     scale = max(1, round(400 / rgb.shape[0]))
     rgb, labels = (a.repeat(scale, 0).repeat(scale, 1) for a in (rgb, np.asarray(labels)))
-    return mark_boundaries(rgb, labels, color=EDGE, mode="inner")
+    return skimage.segmentation.mark_boundaries(rgb, labels, color=EDGE, mode="inner")
 
 
 def numbered(ax, case: KnownCase, title, support_color=OKABE_ITO[5]):

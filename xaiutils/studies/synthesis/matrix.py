@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+import scipy
 
 from xaiutils.intervals import DRAWS, Estimate, percentiles, resamples
 from xaiutils.runtime import one_blas_thread
@@ -312,7 +312,7 @@ def _spearman(first, second):
     for values in (first, second):
         # Scores that tie but for rounding must tie.
         scale = np.nanmax(np.abs(values)) or 1.0
-        rank = rankdata(np.round(values / scale, 12), axis=-1)
+        rank = scipy.stats.rankdata(np.round(values / scale, 12), axis=-1)
         ranks.append(rank - rank.mean(axis=-1, keepdims=True))
     a, b = ranks
     length = np.sqrt(np.square(a).sum(axis=-1) * np.square(b).sum(axis=-1))

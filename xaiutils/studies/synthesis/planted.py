@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import rankdata
 from tqdm import tqdm
 
 from xaiutils import attack, explained, perturb, runtime
@@ -192,7 +192,7 @@ def found(scores, cells) -> dict[str, np.ndarray]:
     # The places left by better scores go to tied cells at random.
     places = (k - above.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True)
     hits = (above + places * tied) * cells
-    ranks = rankdata(scores, axis=1)
+    ranks = scipy.stats.rankdata(scores, axis=1)
     wins = (ranks * cells).sum(axis=1, keepdims=True) - k * (k + 1) / 2
     return {"top k": (hits.sum(axis=1, keepdims=True) / k)[:, 0], "auc": (wins / k / (d - k))[:, 0]}
 

@@ -10,10 +10,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import skimage
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_erosion
-from skimage.measure import find_contours
 
 from xaiutils.companion import page
 from xaiutils.companion.drawing import picture
@@ -341,6 +341,6 @@ def _outline(ax, cells: Components, wanted, shape: tuple[int, int], **style):
     for cell in np.flatnonzero(wanted):
         mask = np.pad((labels == cell).repeat(scale, 0).repeat(scale, 1), 1)
         inner = binary_erosion(mask, iterations=max(1, max(mask.shape) // 100))
-        for line in find_contours(inner if inner.any() else mask, 0.5):
+        for line in skimage.measure.find_contours(inner if inner.any() else mask, 0.5):
             row, column = (line.T - 0.5) / scale - 0.5
             ax.plot(column, row, **style)
