@@ -162,8 +162,11 @@ def test_advice_names_the_least_number_below_one():
                                                             "value": [0.0]})])  # fmt: skip
 
     table = calls.advice({8: frame({64: 1.2, 128: 0.4}), 100: frame({256: 1.5, 512: 1.1})})
-    assert table.loc[8, "least"] == 128 and table.loc[8, "strength 5"] == 128
-    assert np.isnan(table.loc[100, "least"]) and table.loc[100, "strength 5"] == "more than 8,192"
+    assert table.loc[8].to_dict() == {
+        "64": "1.20", "128": "0.40", "256": "", "512": "", "least": "128", "strength 5": "128",
+    }  # fmt: skip
+    assert table.loc[100, "least"] == "more than 512"
+    assert table.loc[100, "strength 5"] == "more than 8,192"
 
 
 def test_nothing_is_left_out_of_a_linear_model_and_all_of_noise():

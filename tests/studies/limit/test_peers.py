@@ -235,7 +235,7 @@ def test_plot_shows_ours_in_black(written):
         for game, f in (("a", linear), ("b", curved))
     )
     over = peers.ratios(pd.concat([frame, ours]), "Shapley", "small", "y", calls=64)
-    figure = plots.peers({"LIME: small": over})
+    figure = plots.peers({("Shapley", "small"): over})
     lines = {box.get_label(): box.lines[0].get_color() for box in figure.axes[0].containers}
     assert lines["ours: folded, surrogate"] == "black" != lines["y"]
     plots.plt.close(figure)

@@ -159,18 +159,20 @@ def left_out(told: Answers, n: int, *, seed: int = 0) -> intervals.Estimate:
 def advice(by_d: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """Error over the default's of folded masks off a surrogate, by number of components and calls.
 
-    `by_d` are of `over_games`. Columns: calls, then the least of them below 1, and the number of
-    masks from which `designs.strength` is 5.
+    `by_d` are of `over_games`. Columns, as texts: calls, then the least of them below 1, and the
+    number of masks from which `designs.strength` is 5.
     """
     rows = {}
     for d, frame in by_d.items():
         found = frame[frame["way"] == "folded, surrogate"].set_index("calls")["value"]
+        below = found.index[found < 1]
         sizes = (2**k for k in range(5, 14) if 2**k >= 2 << (d - 1).bit_length())
-        strong = (n for n in sizes if designs.strength(n, d, "folded") == 5)
-        rows[d] = found.round(2).to_dict() | {
-            "least": found.index[found < 1].min(), "strength 5": next(strong, "more than 8,192")
-        }  # fmt: skip
-    return pd.DataFrame(rows).T.rename_axis("components")
+        strong = (f"{n:,}" for n in sizes if designs.strength(n, d, "folded") == 5)
+        rows[d] = {f"{n:,}": f"{value:.2f}" for n, value in found.items()} | {
+            "least": f"{below.min():,}" if len(below) else f"more than {found.index.max():,}",
+            "strength 5": next(strong, "more than 8,192"),
+        }
+    return pd.DataFrame(rows).T.fillna("").rename_axis("components")
 
 
 def coverage(frame: pd.DataFrame, n: int, *, seed: int = 0) -> intervals.Estimate:

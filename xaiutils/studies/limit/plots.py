@@ -237,10 +237,12 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
     """
     fig, axes = plt.subplots(2, 3, figsize=(WIDE, 5.2), sharey=True, sharex=True)
     *axes, last = axes.flat
+    ways = dict.fromkeys(way for frame in panels.values() for way in frame["way"])
+    styles = dict(zip(ways, STYLES, strict=False))
     for ax, (name, frame) in zip(axes, panels.items(), strict=True):
-        for index, (way, rows) in enumerate(frame.groupby("way", sort=False)):
+        for way, rows in frame.groupby("way", sort=False):
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **STYLES[index])
+            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **styles[way])
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
         ax.set(title=name, xscale="log", yscale="log", ylim=(0.005, 50))
         ticks = sorted(frame["calls"].unique())
@@ -256,34 +258,35 @@ def calls(panels: dict[str, pd.DataFrame], reference: int):
     return fig
 
 
-def peers(panels: dict[str, pd.DataFrame]):
-    """One panel per target and kind of game: ratio of squared errors against calls.
+def peers(panels: dict[tuple[str, str], pd.DataFrame]):
+    """Ratio of squared errors against calls: a row per target, a column per kind of game.
 
-    `panels` are of `peers.ratios`, named "target: kind"; ours, whose names start so, in black.
+    `panels` are of `peers.ratios`, by target and kind; ours, whose names start so, in black.
     """
-    fig, axes = plt.subplots(2, 2, figsize=(WIDE, 6.4), sharex=True)
-    ways = list(dict.fromkeys(way for frame in panels.values() for way in frame["way"]))
-    theirs = [way for way in ways if not way.startswith("ours")]
-    ours = [way for way in ways if way.startswith("ours")]
-    styles = {way: STYLES[1 + i % (len(STYLES) - 1)] for i, way in enumerate(theirs)}
-    for way, line in zip(ours, ("-", "--", ":"), strict=False):
-        styles[way] = STYLES[0] | {"color": "black", "linestyle": line}
-    for ax, (name, frame) in zip(axes.flat, panels.items(), strict=False):
+    over = {"LIME": "1,000 masks of lime", "Shapley": "Kernel SHAP, as many calls"}
+    targets, kinds = (list(dict.fromkeys(part)) for part in zip(*panels, strict=True))
+    fig, axes = plt.subplots(
+        len(targets), len(kinds), figsize=(WIDE, 2.9 * len(targets)), sharex=True, squeeze=False
+    )
+    for (target, kind), frame in panels.items():
+        ax = axes[targets.index(target), kinds.index(kind)]
         frame = frame[frame["calls"] < 1000]
+        theirs, ours = iter(STYLES[1:]), iter(("-", "--", ":"))
         for way, rows in frame.groupby("way", sort=False):
+            if way.startswith("ours"):
+                style = STYLES[0] | {"color": "black", "linestyle": next(ours)}
+            else:
+                style = next(theirs)
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **styles[way])
+            ax.errorbar(rows["calls"], rows["value"], ends, capsize=2, label=way, **style)
         ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
         _log_axes(ax, ticks=sorted(frame["calls"].unique()))
-        ax.set(title=name, yscale="log")
-        ax.tick_params(labelbottom=True)
+        ax.set(title=f"{target}: {kind}", yscale="log")
         ax.xaxis.set_minor_locator(NullLocator())
-    for ax in axes.flat[::2]:
-        if ax.lines:
-            ax.legend(fontsize=7, loc="best", handlelength=1.6)
-    axes[0, 0].set_ylabel("squared error over that of\n1,000 masks of lime")
-    axes[1, 0].set_ylabel("squared error over that of\nKernel SHAP, as many calls")
-    for ax in axes[1]:
+    for target, row in zip(targets, axes, strict=True):
+        row[0].set_ylabel(f"squared error over that of\n{over[target]}")
+        row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=2.5)
+    for ax in axes[-1]:
         ax.set_xlabel("model calls")
     return fig
 
