@@ -118,6 +118,40 @@ def unlikeliness(log_theta, inner, y):
     return -density(log_theta, inner, y) - len(y) / 2 * math.log(2 * math.pi), np.array(slopes)
 
 
+def paired_answers(rng):
+    masks = np.unique(rng.random((12, 4)) < 0.5, axis=0)
+    masks = np.unique(np.vstack([masks, ~masks]), axis=0)
+    y = masks @ rng.normal(size=4) + masks[:, 0] * masks[:, 1] + rng.normal(size=len(masks)) / 5
+    inner = surrogate_kernel.products(masks, masks, np.array([0.1, 0.2, 0.3, 0.4]))
+    return {"log_theta": rng.normal(size=4) - 1, "inner": inner, "y": y}
+
+
+def of_pairs(log_theta, inner, y):
+    return surrogate_kernel.unlikeliness_of_pairs(log_theta, *surrogate_kernel.halved(inner, y))
+
+
+@oracle_of(
+    surrogate_kernel.unlikeliness_of_pairs, paired_answers, [{}, {}],
+    call=of_pairs, rtol=1e-5, atol=1e-5,
+)  # fmt: skip
+def unlikeliness_of_pairs(log_theta, inner, y):
+    """That of all masks; what is in it does not ask whether they come in pairs."""
+    return unlikeliness(log_theta, inner, y)
+
+
+@oracle_of(surrogate_kernel.halved, paired_answers, [{}, {}], call=lambda log_theta, **given:
+           surrogate_kernel.halved(**given))  # fmt: skip
+def halved(log_theta, inner, y):
+    """By turning to sums and differences, one pair after the other."""
+    n = len(y)
+    turn = np.zeros((n, n))
+    for i in range(n // 2):
+        turn[i, [i, n - 1 - i]] = math.sqrt(0.5)
+        turn[n // 2 + i, [i, n - 1 - i]] = math.sqrt(0.5), -math.sqrt(0.5)
+    even, odd = np.split(turn @ y, 2)
+    return (turn @ inner @ turn.T)[n // 2 :, n // 2 :] / 2, even, odd
+
+
 def likely(inner, y):
     theta = surrogate_kernel.most_likely(inner, y, np.random.default_rng(0))
     return density(np.log(theta[1:]), inner, y)
