@@ -84,6 +84,7 @@ def test_games_of_other_values_are_not_the_same(written):
     assert peers.same("a", lambda z: linear(z) + 1e-6 * z[:, 2], 6, written)
     assert not peers.same("a", lambda z: linear(z) + 0.01 * z[:, 2], 6, written)
     assert not peers.same("a", lambda z: z @ np.ones(5), 5, written)
+    assert not peers.same("c", linear, 6, written)
 
 
 @pytest.mark.parametrize(

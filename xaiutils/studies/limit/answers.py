@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from xaiutils import designs, segment
 from xaiutils.classifiers import imagenet, singing
+from xaiutils.companion.provenance import input_hashes
 from xaiutils.data import assets, datasets
 from xaiutils.perturb import Components, evaluate
 from xaiutils.storage import Storable
 
+CLOSE = 1e-3  # answers of one model on two machines differ by less
 FOLDER = assets.DATA / "answers"
 SHA256 = {
     "photographs": "b582bb99668307bbc9865d036740bc70a9559ca0507a162168d3c808f6d86ce1",
@@ -160,7 +162,13 @@ class Answers(Storable):
         return found
 
     def gap(self, games: Sequence[Game], *, every: int = 500) -> float:
-        """Largest distance to what these games say now of every 500th mask."""
+        """Largest distance to what these games say now of every 500th mask.
+
+        Raises
+        ------
+        ValueError
+            If it exceeds `CLOSE`, or the games are others.
+        """
         worst = 0.0
         for index, one in enumerate(games):
             expected = self.names[index], int(self.d[index])
@@ -169,6 +177,11 @@ class Answers(Storable):
             masks = np.concatenate([part for _, part in _drawn(one.d, index, self.plan)])[::every]
             told = self.outputs[index, ::every]
             worst = max(worst, float(np.abs(one.answer(masks) - told).max()))
+        if worst > CLOSE:
+            raise ValueError(
+                f"games now say something that is {worst:.2g} from the kept answers, more than "
+                f"{CLOSE:g}; ask anew: python -m xaiutils.studies.limit.answers"
+            )
         return worst
 
 
@@ -184,8 +197,9 @@ def load(name: str) -> Answers:
     Raises
     ------
     ValueError
-        If the file is not the one whose hash is in `SHA256`.
+        If the name is unknown, or the file is not the one whose hash is in `SHA256`.
     """
+    _check(name)
     found = hashlib.sha256(_file(name).read_bytes()).hexdigest()
     if found != SHA256[name]:
         raise ValueError(f"{_file(name)} must have sha256 {SHA256[name]}, got {found}")
@@ -223,16 +237,25 @@ def _digest(parts):
     return hashlib.sha256(bits).hexdigest()
 
 
+def _check(name):
+    if name not in SLOW:
+        raise ValueError(f"name must be one of {', '.join(SLOW)}, got {name!r}")
+
+
 def _file(name) -> Path:
     return FOLDER / f"{name}.npz"
 
 
 def main(names: list[str]) -> None:
     """Ask the slow models of these names, or all, and keep their answers."""
+    for name in names:
+        _check(name)
+    # What another version of the code or of the libraries was told is not taken for the answer.
+    now = hashlib.sha256(str(input_hashes(assets.DATA.parent)).encode()).hexdigest()[:12]
     for name in names or SLOW:
         parts = []
         for index, one in enumerate(tqdm(SLOW[name](), name)):
-            parts.append(assets.cache_folder() / "answers" / f"{name}-{index}.npz")
+            parts.append(assets.cache_folder() / "answers" / f"{name}-{index}-{now}.npz")
             if not parts[-1].exists():
                 _asked(index, one, PLANS[name]).save(parts[-1])
         _joined([Answers.load(part) for part in parts]).save(_file(name))

@@ -24,9 +24,11 @@ WAYS = {
 
 
 def squared_errors(
-    f: Callable, d: int, way: str, sizes: Sequence[int], *, repeats: int, seed: int, nu=0.25
+    f: Callable, d: int, way: str, sizes: Sequence[int], *, repeats: int, seed, nu=0.25
 ) -> pd.DataFrame:
     """Squared distance to the limit without ridge of coefficients got in one of `WAYS`.
+
+    `seed` is what `numpy.random.default_rng` takes; functions should have each their own.
 
     Returns
     -------
@@ -55,20 +57,25 @@ def saved(
     """Mean squared error of a way with `n` masks over that of the default with `calls`.
 
     `frames` are of `squared_errors`, by function and way. Functions weigh alike: mean over them of
-    the ratio, with a bootstrap over repeats.
+    the ratio, with a bootstrap over repeats: the interval is for these functions.
     """
-    ratios, drawn = [], []
+    if (way, n) == (default, calls):
+        return intervals.Estimate(1.0, 1.0, 1.0, len(frames))
+    ratios, drawn, fewest = [], [], np.inf
     for index, by_way in enumerate(frames.values()):
         parts = []
         for name, size in ((way, n), (default, calls)):
             frame = by_way[name]
             errors = frame.loc[frame["n"] == size, "error"].to_numpy()
+            if not len(errors):
+                raise ValueError(f"frames of {name!r} must have rows of n = {size}, got none")
+            fewest = min(fewest, len(errors))
             counts = intervals.resamples(len(errors), seed=seed + 2 * index + len(parts))
             parts.append((errors.mean(), counts @ errors / len(errors)))
         (value, values), (base, bases) = parts
         ratios.append(value / base)
         drawn.append(values / bases)
-    low, high = intervals.percentiles(np.mean(drawn, axis=0), len(errors))
+    low, high = intervals.percentiles(np.mean(drawn, axis=0), fewest)
     return intervals.Estimate(float(np.mean(ratios)), low, high, len(frames))
 
 
@@ -118,7 +125,8 @@ def replayed(
                 coef, covered = found.coef[0], np.nan
                 if n in errors:
                     spread = np.sqrt(np.diagonal(found.covariance[0])[1:] + rest)
-                    covered = float((np.abs(coef - (one + other) / 2) < 1.96 * spread).mean())
+                    holds = np.abs(coef - (one + other) / 2) < 1.96 * spread
+                    covered = float(holds.mean()) if np.isfinite(spread).all() else np.nan
                 error = float((coef - one) @ (coef - other))
                 records.append((n, game, repeat, error, covered))
     return pd.DataFrame(records, columns=["n", "game", "repeat", "error", "covered"])
@@ -159,16 +167,16 @@ def left_out(told: Answers, n: int, *, seed: int = 0) -> intervals.Estimate:
 def advice(by_d: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """Error over the default's of folded masks off a surrogate, by number of components and calls.
 
-    `by_d` are of `over_games`. Columns, as texts: calls, then the least of them below 1, and the
-    number of masks from which `designs.strength` is 5.
+    `by_d` are of `over_games`. Columns, as texts: calls, then the least of them whose interval is
+    below 1, and the number of masks from which `designs.strength` is 5.
     """
     rows = {}
     for d, frame in by_d.items():
-        found = frame[frame["way"] == "folded, surrogate"].set_index("calls")["value"]
-        below = found.index[found < 1]
+        found = frame[frame["way"] == "folded, surrogate"].set_index("calls")
+        below = found.index[found["high"] < 1]
         sizes = (2**k for k in range(5, 14) if 2**k >= 2 << (d - 1).bit_length())
         strong = (f"{n:,}" for n in sizes if designs.strength(n, d, "folded") == 5)
-        rows[d] = {f"{n:,}": f"{value:.2f}" for n, value in found.items()} | {
+        rows[d] = {f"{n:,}": f"{value:.2f}" for n, value in found["value"].items()} | {
             "least": f"{below.min():,}" if len(below) else f"more than {found.index.max():,}",
             "strength 5": next(strong, "more than 8,192"),
         }
@@ -178,6 +186,8 @@ def advice(by_d: dict[int, pd.DataFrame]) -> pd.DataFrame:
 def coverage(frame: pd.DataFrame, n: int, *, seed: int = 0) -> intervals.Estimate:
     """Share of the intervals that hold at n masks, mean over games, of a frame of `replayed`."""
     shares = frame[frame["n"] == n].groupby("game")["covered"].mean()
+    if not shares.notna().any():
+        raise ValueError(f"frame must tell which intervals hold at n = {n}; see errors of replayed")
     return intervals.mean(shares.to_numpy(), seed=seed).of_share()
 
 
@@ -190,6 +200,8 @@ def saved_over_games(
     for name, size in ((way, n), (default, calls)):
         rows = frames[name][frames[name]["n"] == size]
         parts.append(rows.groupby("game")["error"].mean().to_numpy())
+        if rows.empty:
+            raise ValueError(f"frames of {name!r} must have rows of n = {size}, got none")
     games = len(parts[0])
     drawn = intervals.resamples(games, seed=seed) @ np.column_stack(parts)
     ends = intervals.percentiles(drawn[:, 0] / drawn[:, 1], games)

@@ -22,6 +22,7 @@ from xaiutils.studies.limit.calls import saved
 from xaiutils.surrogate_weights import stratified
 
 PATH = assets.DATA / "peers.json"
+SHA256 = "1099471bb0e3e8e488b69310d953b35155f62dfe4b33d9162e3312d3a4cdda1a"  # of the file there
 KIND, VERSION = "xaiutils peers", 1
 TARGETS = ("LIME", "Shapley")
 SIZES, DEFAULT = (64, 128, 256, 512), 1000  # calls; LIME's default number
@@ -33,9 +34,7 @@ def exact_values(f: Callable, d: int) -> dict[str, np.ndarray]:
     return {"LIME": limit.exact(f, d).coef, "Shapley": limit.shapley(f, d)}
 
 
-def ours(
-    f: Callable, d: int, sizes: Sequence[int] = SIZES, *, repeats: int, seed: int
-) -> pd.DataFrame:
+def ours(f: Callable, d: int, sizes: Sequence[int] = SIZES, *, repeats: int, seed) -> pd.DataFrame:
     """Squared errors of ours on one game.
 
     Both targets are read off the same surrogates of n folded masks; LIME's coefficients also come
@@ -48,7 +47,7 @@ def ours(
         As in `frames`; the error is Euclidean, over the d values, and squared.
     """
     exact, rng = exact_values(f, d), np.random.default_rng(seed)
-    other = np.random.default_rng([seed, 1])
+    other = np.random.default_rng([*np.atleast_1d(seed).tolist(), 1])
     records = []
     for n in sizes:
         for repeat in range(repeats):
@@ -141,8 +140,8 @@ def ratios(
 
 def same(game: str, f: Callable, d: int, path=PATH) -> bool:
     """Whether `f` is the game of this name in the file: exact values differ by at most `SAME`."""
-    told = load(path)["games"][game]
-    if told["d"] != d:
+    told = load(path)["games"].get(game)
+    if told is None or told["d"] != d:
         return False
     exact = exact_values(f, d)
     return all(np.abs(exact[target] - told[target]).max() <= SAME for target in TARGETS)
@@ -151,8 +150,15 @@ def same(game: str, f: Callable, d: int, path=PATH) -> bool:
 def load(path=PATH) -> dict:
     """What `save` wrote; raises as `frames` does."""
     path = Path(path)
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if path == PATH and sha256 != SHA256:
+        raise ValueError(
+            f"{path} must have sha256 {SHA256}, got {sha256}; after make peers put that into "
+            "xaiutils/studies/limit/peers.py"
+        )
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); make peers writes it anew") from None
     if not isinstance(found, dict) or found.get("kind") != KIND:
