@@ -48,13 +48,14 @@ def fit(masks, weights, outputs, ridge=1.0, *, group=1):
         residual = values - rows @ beta
         meat = np.zeros((d + 1, d + 1))
         for start in range(0, n, group):
-            moved = sum(weights[i] * residual[i] * rows[i] for i in range(start, start + group))
+            out = range(start, start + group)
+            others = np.delete(np.arange(n), out)
+            without = ridge_lstsq(masks[others], weights[others], values[others], ridge)
+            moved = sum(weights[i] * (values[i] - rows[i] @ without) * rows[i] for i in out)
             meat += np.outer(moved, moved)
         mean = sum(weights * values) / sum(weights)
         score = 1 - sum(weights * residual**2) / sum(weights * (values - mean) ** 2)
-        groups = n // group
-        covariance = inverse @ meat @ inverse * groups / (groups - d - 1)
-        results.append((beta[0], beta[1:], score, covariance))
+        results.append((beta[0], beta[1:], score, inverse @ meat @ inverse))
     return tuple(np.array(part) for part in zip(*results, strict=True))
 
 
