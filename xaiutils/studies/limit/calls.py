@@ -152,6 +152,19 @@ def over_games(frames: dict[str, pd.DataFrame], calls: int, *, seed: int = 0) ->
     return pd.DataFrame(rows)
 
 
+def coverages(kinds: dict[str, dict[str, pd.DataFrame]], n: int, *, seed: int = 0) -> pd.DataFrame:
+    """`coverage` of all ways (rows) and kinds of `replays` (columns), as texts with intervals."""
+    table = {}
+    for kind, frames in kinds.items():
+        told = {way: frame for way, frame in frames.items() if (frame["n"] == n).any()}
+        found = {way: coverage(frame, n, seed=seed) for way, frame in told.items()}
+        table[kind] = {
+            way: f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+            for way, share in found.items()
+        }
+    return pd.DataFrame(table)
+
+
 def left_out(told: Answers, n: int, *, seed: int = 0) -> intervals.Estimate:
     """Share of the variance of answers that the others do not tell, of n folded masks.
 
