@@ -214,3 +214,18 @@ def test_models_are_asked_once_even_if_interrupted(tmp_path, monkeypatch):
     found = answers.Answers.load(tmp_path / "kept" / "tables.npz")
     np.testing.assert_array_equal(found.outputs, answers.ask(few, PLAN).outputs)
     assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+def test_table_of_coverage_leaves_out_ways_without_such_masks():
+    told = answers.ask(games(4), PLAN)
+    frames = {
+        way: calls.replayed(told, way, [64, 256], errors=[64, 256])
+        for way in (DEFAULT, "paired", "folded")
+    }
+    table = calls.coverages({"tables": frames}, 256, seed=1)
+    assert list(table.index) == [DEFAULT, "paired"]
+    share = calls.coverage(frames["paired"], 256, seed=1)
+    expected = f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]"
+    assert table.loc["paired", "tables"] == expected
+    with pytest.raises(ValueError, match="frame must tell which intervals hold at n = 64"):
+        calls.coverage(calls.replayed(told, "folded", [64]), 64)
