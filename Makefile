@@ -65,7 +65,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses=4 -
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (35 min; with -j2 25)
+figures: $(EXECUTED) $(if $(filter default,$(PROFILE)),figures/CLAIMS.md) ## run what changed, write figures/ (40 min; with -j2 30)
 
 # With -j N each notebook gets its share of the cores, but the last one all: it ends alone. Threads
 # that wait must not spin there. Results do not depend on the number of threads.
@@ -92,7 +92,7 @@ test: lint ## lint, unit tests, all notebooks on tiny inputs (8 min)
 	$(PYTHON) -m xaiutils.run --prepare smoke $(PREPARED)
 	$(SIDE_BY_SIDE) $(NBVAL) --nbval-cell-timeout=300 $(ALL:%=$(PREPARED)/%.ipynb) tests
 
-verify: $(VERIFIED) ## rerun the committed notebooks, compare their check cells (35 min; -j2 25)
+verify: $(VERIFIED) ## rerun the committed notebooks, compare their check cells (40 min; -j2 30)
 
 $(VERIFIED): verify-%: | $(STAMP)
 	$(if $(JOBS),$(THREADS)) $(PYTHON) -m pytest $(NBVAL) --nbval-cell-timeout=1800 -o faulthandler_timeout=0 \
