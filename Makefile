@@ -126,8 +126,8 @@ clean: ## remove what was generated; keeps .venv, the cache and committed figure
 findings: ## run findings/*.sh: do packages still behave as noted there? (1 min, network)
 	@mkdir -p build/findings; changed=0; for f in findings/*.sh; do \
 	  log=build/findings/$$(basename "$$f" .sh).log; \
-	  if "$$f" > "$$log" 2>&1; then echo "ok       $$f"; \
-	  else echo "changed  $$f: see $$log"; changed=1; fi; done; exit $$changed
+	  "$$f" > "$$log" 2>&1; case $$? in 0) echo "ok       $$f";; 3) echo "not run  $$f: see $$log";; \
+	  *) echo "changed  $$f: see $$log"; changed=1;; esac; done; exit $$changed
 
 PEERS := build/peers-venv
 peers: $(PEERS)/.complete | $(STAMP) ## run captum, lime and shapiq on notebook 02's games: data/peers.json (7 min, network)

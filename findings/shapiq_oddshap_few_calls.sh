@@ -17,6 +17,10 @@
 set -euo pipefail
 
 python=${PYTHON:-python3.12}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' || {
+  echo "not run: $python is no Python 3.12 or newer; set PYTHON=" >&2
+  exit 3
+}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
