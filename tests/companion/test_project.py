@@ -102,6 +102,12 @@ def test_code_and_outputs_of_a_notebook_are_those_of_one_run(name):
 
 
 @each_notebook
+def test_no_text_of_a_notebook_waits_to_be_written(name):
+    for cell in PROJECT.read(name).cells:
+        assert not (cell.cell_type == "markdown" and "PLACEHOLDER" in cell.source), cell.id
+
+
+@each_notebook
 def test_notebook_defines_nothing_and_writes_only_figures(name):
     for node in code(name):
         assert not isinstance(
